@@ -1,0 +1,157 @@
+"""compress, attach and detach: put a method on a model, and read what it did.
+
+with foveal.compress(model, foveal.DART(keep=64, layer=2)) as run:
+    model.generate(**inputs)
+run.kept
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+from torch import Tensor, nn
+
+from foveal.compressors import Compressor, get
+from foveal.engine.families import find_parts
+from foveal.engine.frame import StageResult
+from foveal.engine.hooks import Hooks
+from foveal.errors import FovealError
+
+__all__ = ["Run", "Stage", "attach", "compress"]
+
+_compressed: WeakSet[nn.Module] = WeakSet()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of the last prefill kept.
+
+    Attributes:
+        layer: 0-based decoder layer at whose entry tokens were dropped.
+        kept: per sample, (kept,) int64 positions in the uncompressed sequence (earlier turns on the same cache
+            included) of the visual tokens that stayed.
+        kept_in_image: per image, (kept,) int64 indices among the image's own visual tokens, in raster order.
+        scores: per image, (tokens,) the method's score of every token; None where the method has none.
+        image_samples: the sample that each image belongs to.
+    """
+
+    layer: int
+    kept: list[Tensor]
+    kept_in_image: list[Tensor]
+    scores: list[Tensor] | None
+    image_samples: list[int]
+
+    @classmethod
+    def of(cls, result: StageResult) -> Stage:
+        """Read a stage's result off the device."""
+        stream, selection, layout = result.stream, result.selection, result.layout
+        scores = selection.scores
+        pairs = zip(stream.rows, stream.numbers, strict=True)
+        return cls(
+            layer=result.layer,
+            kept=[(rows[numbers >= 0] + result.past).cpu() for rows, numbers in pairs],
+            kept_in_image=[
+                (kept & valid).nonzero()[:, 0].cpu()
+                for kept, valid in zip(selection.kept, layout.valid, strict=True)
+            ],
+            scores=None
+            if scores is None
+            else [score[:n].cpu() for score, n in zip(scores, layout.lengths, strict=True)],
+            image_samples=layout.sample.tolist(),
+        )
+
+
+class Run:
+    """A compressor at work on a model; reports on the last forward that held visual tokens."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    @property
+    def compressor(self) -> Compressor:
+        """The method and its options."""
+        return self._hooks.compressor
+
+    @property
+    def stages(self) -> list[Stage]:
+        """What each stage kept.
+
+        Raises:
+            FovealError: no forward with visual tokens has run yet.
+        """
+        frame = self._hooks.last_frame
+        if frame is None or not frame.stages:
+            raise FovealError(
+                "nothing was compressed yet: run a forward or generate with an image inside the block"
+            )
+        return [Stage.of(result) for result in frame.stages]
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """Per sample, positions in the uncompressed sequence of the visual tokens alive after the last stage."""
+        return self.stages[-1].kept
+
+    @property
+    def visual_mask(self) -> Tensor | None:
+        """(batch, rows) bool naming the visual tokens of the next forward, where input_ids cannot."""
+        return self._hooks.visual_mask
+
+    @visual_mask.setter
+    def visual_mask(self, mask: Tensor | None) -> None:
+        self._hooks.visual_mask = mask
+
+    def detach(self) -> None:
+        """Restore the model; harmless when done already."""
+        self._hooks.remove()
+        _compressed.discard(self._hooks.parts.decoder)
+
+
+def attach(
+    model: nn.Module, method: Compressor | str, *, visual_mask: Tensor | None = None, **options: Any
+) -> Run:
+    """Compress the model's visual tokens until `detach` is called on the result.
+
+    Args:
+        model: a transformers vision-language model, one wrapped by PEFT, or a bare language model called with
+            inputs_embeds.
+        method: a compressor, or the name of one with its `options`: `attach(model, "dart", keep=64)`.
+        visual_mask: (batch, rows) bool naming the visual tokens where input_ids cannot.
+        **options: keep=, layer= and the method's own, for a method given by name.
+
+    Raises:
+        FovealError: a bad option, a model without visual tokens, or a model that is compressed already.
+    """
+    if isinstance(method, str):
+        method = get(method, **options)
+    elif options:
+        raise FovealError(
+            f"options {sorted(options)} belong to a method given by name: set them on {method!r} itself"
+        )
+    parts = find_parts(model)
+    if parts.decoder in _compressed:
+        raise FovealError(
+            "this model is compressed already: leave the block, or call detach() on its run, first"
+        )
+    hooks = Hooks(parts, method, visual_mask)
+    hooks.install()
+    _compressed.add(parts.decoder)
+    return Run(hooks)
+
+
+@contextmanager
+def compress(
+    model: nn.Module, method: Compressor | str, *, visual_mask: Tensor | None = None, **options: Any
+) -> Iterator[Run]:
+    """Compress the model's visual tokens inside a `with` block; arguments and errors as for `attach`.
+
+    Leaving the block restores the model completely, also after an exception.
+    """
+    run = attach(model, method, visual_mask=visual_mask, **options)
+    try:
+        yield run
+    finally:
+        run.detach()

@@ -1,0 +1,43 @@
+"""Random: the baseline that every method has to beat, and often does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveal.compressors.base import Compressor, MethodCard, TokenContext
+
+__all__ = ["Random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Compressor):
+    """Keep visual tokens drawn uniformly without replacement.
+
+    One ranking is drawn from `seed` and cut at `keep`: a smaller keep is a subset of a larger one, and a sample's
+    result does not depend on its batch.
+
+    Args:
+        seed: the same seed draws the same positions.
+    """
+
+    seed: int = 0
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="random",
+        title="Random",
+        paper="baseline",
+        stage="in-LM",
+        rule="uniform without replacement",
+        needs="nothing",
+        weak="small objects and text: nothing protects them",
+    )
+
+    def score(self, context: TokenContext) -> Tensor:
+        """One uniform number per position, the same for every image."""
+        images, tokens = context.layout.valid.shape
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.rand(tokens, generator=generator).to(context.hidden.device).expand(images, tokens)

@@ -1,0 +1,160 @@
+"""A key-value cache that speaks logical lengths while its pruned layers hold fewer keys.
+
+Everything that asks the cache for a length (mask creation, positions, generate's bookkeeping) is told the
+uncompressed one. What a pruned layer really holds is a `LayerView` on the cache object itself, so decoding needs no
+other state: interleaved caches, threads and second turns work.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from foveal.errors import FovealError
+
+__all__ = ["LayerView", "LogicalCache", "physical_length", "view_of", "with_views"]
+
+
+@dataclass(eq=False)
+class LayerView:
+    """What a pruned layer's cache holds. Layers of one stage share one view.
+
+    Attributes:
+        columns: (batch, known) logical index of the first physical keys, -1 for filler.
+        offset: logical minus physical index of every later key.
+        uniform: no filler, so every sample holds the same number of keys.
+        memo: the translated masks of the current step, by the mask they came from.
+    """
+
+    columns: Tensor
+    offset: int
+    uniform: bool
+    memo: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)
+
+    def columns_between(self, start: int, stop: int) -> Tensor:
+        """Logical index (batch, stop - start) of the physical keys start..stop-1."""
+        batch, known = self.columns.shape
+        later = torch.arange(max(start, known), max(stop, known), device=self.columns.device) + self.offset
+        return torch.cat([self.columns[:, start:stop], later.expand(batch, -1)], dim=1)
+
+
+class LogicalCache(Cache):
+    """Mixed into the class of a cache on its first prune."""
+
+    views: dict[int, LayerView]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Logical length of a layer: dropped tokens count."""
+        view = self.views.get(layer_idx)
+        return physical_length(self, layer_idx) + (view.offset if view else 0)
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Logical position of the next query."""
+        return self.get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Logical keys that a mask covers, and the first of them."""
+        if layer_idx not in self.views:
+            sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
+            return sizes
+        past = self.get_seq_length(layer_idx)
+        window = getattr(self.layers[layer_idx], "sliding_window", None)
+        first = 0 if window is None else max(past - window + 1, 0)
+        return past - first + query_length, first
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow the beams that live on."""
+        super().reorder_cache(cast(torch.LongTensor, beam_idx))
+        self._map_columns(lambda columns: columns.index_select(0, beam_idx.to(columns.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sample in place."""
+        super().batch_repeat_interleave(repeats)
+        self._map_columns(lambda columns: columns.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some samples."""
+        super().batch_select_indices(indices)
+        self._map_columns(lambda columns: columns[indices.to(columns.device)])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens (a negative count; a positive number is the logical length to keep)."""
+        removed = -tokens_to_remove if tokens_to_remove < 0 else self.get_seq_length() - tokens_to_remove
+        if tokens_to_remove == 0 or removed <= 0:
+            return
+        for view in self._distinct_views():
+            layer = next(index for index, other in self.views.items() if other is view)
+            _crop_view(view, physical_length(self, layer) - removed)
+        super().crop(-removed)
+
+    def reset(self) -> None:
+        """Empty the cache."""
+        super().reset()  # type: ignore[no-untyped-call]
+        self.views = {}
+
+    def _distinct_views(self) -> list[LayerView]:
+        return list({id(view): view for view in self.views.values()}.values())
+
+    def _map_columns(self, function: Callable[[Tensor], Tensor]) -> None:
+        for view in self._distinct_views():
+            view.columns = function(view.columns)
+            view.memo.clear()
+
+
+def _crop_view(view: LayerView, remaining: int) -> None:
+    """Forget the known columns past `remaining`; they must be plain tokens, not a pruned prompt."""
+    known = view.columns.shape[1]
+    if remaining >= known:
+        return
+    expected = torch.arange(max(remaining, 0), known, device=view.columns.device) + view.offset
+    if remaining < 0 or not bool((view.columns[:, remaining:] == expected).all()):
+        raise FovealError(
+            "crop() reaches into the compressed prompt, whose dropped tokens cannot come back: start a new cache"
+        )
+    view.columns = view.columns[:, :remaining]
+    view.memo.clear()
+
+
+def physical_length(cache: Cache, layer: int) -> int:
+    """Keys that have passed through layer `layer` of the cache, dropped ones not counted."""
+    return int(Cache.get_seq_length(cache, layer))
+
+
+def view_of(cache: Cache | None, layer: int) -> LayerView | None:
+    """The view of a pruned layer, None where nothing was dropped."""
+    return cache.views.get(layer) if isinstance(cache, LogicalCache) else None
+
+
+_classes: dict[tuple[type[Cache], tuple[int, ...]], type[Cache]] = {}
+_lock = threading.Lock()
+
+
+def with_views(cache: Cache, hooked_layers: tuple[int, ...]) -> LogicalCache:
+    """Switch `cache` in place to a class that reports logical lengths.
+
+    One class per set of hooked layers: compiled graphs are guarded on the cache's type but not on module hooks, so a
+    graph made with other hooks can never be reused for this cache.
+
+    Raises:
+        FovealError: a static cache, whose keys cannot be dropped.
+    """
+    if isinstance(cache, LogicalCache):
+        return cache
+    if cache.is_compileable:
+        raise FovealError(
+            "static caches are not supported yet: use the default cache_implementation (dynamic)"
+        )
+    key = (type(cache), hooked_layers)
+    with _lock:
+        if key not in _classes:
+            _classes[key] = type(f"Logical{type(cache).__name__}", (LogicalCache, type(cache)), {})
+    cache.__class__ = _classes[key]
+    assert isinstance(cache, LogicalCache)
+    cache.views = {}
+    return cache

@@ -1,0 +1,196 @@
+"""The state of one compressed forward, and of the rows that flow through its deeper layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from foveal.compressors.base import Selection
+from foveal.engine.cache import LayerView, physical_length, view_of
+from foveal.engine.layout import VisualLayout, image_numbers
+from foveal.engine.masks import translate_mask
+from foveal.engine.rows import compact, map_tensors, take
+
+__all__ = ["Frame", "StageResult", "Stream"]
+
+
+@dataclass
+class Stream:
+    """Rows that exist physically from some layer on.
+
+    Attributes:
+        rows: (batch, kept) logical row of each physical row, -1 filler.
+        numbers: (batch, kept) image number of each row, -1 for text and filler.
+        lengths: visual tokens left of each image, on the host.
+        row_counts: rows of each sample, on the host.
+        memo: tables and masks already gathered for this forward, by the object they came from (kept alive there).
+        views: cache views already made for this forward, shared by the layers of a stage.
+    """
+
+    rows: Tensor
+    numbers: Tensor
+    lengths: tuple[int, ...]
+    row_counts: tuple[int, ...]
+    memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
+    views: dict[Any, tuple[LayerView | None, LayerView]] = field(default_factory=dict)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every sample has the same number of rows, so that there is no filler."""
+        return len(set(self.row_counts)) == 1
+
+    def narrow(
+        self, keep: Tensor, lengths: tuple[int, ...], row_counts: tuple[int, ...]
+    ) -> tuple[Stream, Tensor]:
+        """The stream of the rows marked in `keep` (batch, rows), and (batch, kept) their index into this stream."""
+        index = compact(keep, max(row_counts))
+        filler = index < 0
+        rows = take(self.rows, index, 1, 0).masked_fill(filler, -1)
+        numbers = take(self.numbers, index, 1, 0).masked_fill(filler, -1)
+        return Stream(rows, numbers, lengths, row_counts), index
+
+    def grow_view(self, cache: Cache, layer: int, frame_length: int) -> tuple[LayerView, int]:
+        """The layer's cache view once these rows are added, and the logical number of keys before them."""
+        old = view_of(cache, layer)
+        physical = physical_length(cache, layer)
+        past = physical + (old.offset if old else 0)
+        key = (id(old), physical)
+        if key not in self.views:
+            before = old.columns_between(0, physical) if old else _counting(physical, self.rows)
+            added = torch.where(self.rows >= 0, self.rows + past, -1)
+            view = LayerView(
+                columns=torch.cat([before, added], dim=1),
+                offset=past + frame_length - physical - self.rows.shape[1],
+                uniform=self.uniform and (old is None or old.uniform),
+            )
+            self.views[key] = (old, view)
+        return self.views[key][1], past
+
+    def translate(
+        self,
+        kwargs: dict[str, Any],
+        *,
+        columns: Tensor,
+        uniform: bool,
+        past: int,
+        length: int,
+        attention: str,
+    ) -> dict[str, Any]:
+        """A layer's keyword arguments with the rows of this stream and the key columns gathered."""
+        kwargs = dict(kwargs)
+        for name, dim, batch_dim in (("position_embeddings", -2, -3), ("position_ids", -1, -2)):
+            if kwargs.get(name) is not None:
+                kwargs[name] = self._gathered(kwargs[name], dim, batch_dim)
+        mask = kwargs.get("attention_mask")
+        key = (id(mask), columns.shape[1])
+        if key not in self.memo:
+            translated = translate_mask(
+                mask, self.rows, columns, uniform=uniform, past=past, length=length, attention=attention
+            )
+            self.memo[key] = (mask, translated)
+        kwargs["attention_mask"] = self.memo[key][1]
+        return kwargs
+
+    def _gathered(self, table: Any, dim: int, batch_dim: int) -> Any:
+        """Rotary tables and positions are gathered once per forward, not once per layer."""
+        key = (id(table), None)
+        if key not in self.memo:
+            self.memo[key] = (
+                table,
+                map_tensors(lambda tensor: take(tensor, self.rows, dim, batch_dim), table),
+            )
+        return self.memo[key][1]
+
+
+def _counting(length: int, like: Tensor) -> Tensor:
+    return torch.arange(length, device=like.device).expand(like.shape[0], -1)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage decided.
+
+    Attributes:
+        layer: where it acted.
+        past: logical rows of earlier forwards on the same cache.
+        stream: the rows that went on.
+        selection: the method's decision, over `layout`.
+    """
+
+    layer: int
+    past: int
+    stream: Stream
+    selection: Selection
+    layout: VisualLayout
+
+
+@dataclass
+class Frame:
+    """One forward over a sequence that holds visual tokens.
+
+    Attributes:
+        length: logical rows of this forward.
+        real: (batch, rows) bool, False for padding.
+        prompt: (batch, rows) bool, real rows before the first answer that is trained on.
+        whole: the stream of all rows.
+        text_counts: real text rows of each sample, on the host.
+        image_samples: the sample of each image, on the host.
+        labels: (batch, rows) the labels of this forward, if any.
+        student: the model's own stream once something was dropped.
+        teacher: the teacher's stream, in lock-step training.
+        teacher_hidden: (batch, kept, width) the teacher's residual stream.
+        observed: what methods observed, by the layer they act at.
+        stages: the decisions taken so far.
+    """
+
+    length: int
+    real: Tensor
+    prompt: Tensor
+    whole: Stream
+    text_counts: tuple[int, ...]
+    image_samples: tuple[int, ...]
+    labels: Tensor | None
+    student: Stream | None = None
+    teacher: Stream | None = None
+    teacher_hidden: Tensor | None = None
+    observed: dict[int, Tensor] = field(default_factory=dict)
+    stages: list[StageResult] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, visual: Tensor, real: Tensor, labels: Tensor | None, tokens_per_image: int | None
+    ) -> Frame | None:
+        """Describe a forward, None if it holds no visual token. The one place that waits for the device.
+
+        Args:
+            visual: (batch, rows) bool.
+            real: (batch, rows) bool, False for padding.
+            labels: (batch, rows) or None.
+            tokens_per_image: the family's fixed number, or None.
+        """
+        visual = visual & real
+        numbers = image_numbers(visual, tokens_per_image)
+        per_token = numbers[visual]
+        if not per_token.numel():
+            return None
+        lengths = per_token.bincount()
+        first = lengths.cumsum(0) - lengths
+        samples = visual.nonzero()[:, 0][first]
+        text_counts = (real & ~visual).sum(dim=1)
+        lengths_host, samples_host, text_host = (tuple(x.tolist()) for x in (lengths, samples, text_counts))
+        batch, rows = visual.shape
+        index = torch.arange(rows, device=visual.device).expand(batch, -1)
+        whole = Stream(index, numbers, lengths_host, (rows,) * batch)
+        prompt = real if labels is None else real & ((labels != -100).cumsum(dim=1) == 0)
+        return cls(rows, real, prompt, whole, text_host, samples_host, labels)
+
+    def row_counts(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        """Rows of each sample when image i keeps lengths[i] tokens."""
+        counts = list(self.text_counts)
+        for sample, length in zip(self.image_samples, lengths, strict=True):
+            counts[sample] += length
+        return tuple(counts)

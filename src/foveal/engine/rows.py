@@ -1,0 +1,58 @@
+"""Gathers between logical rows (nothing dropped) and physical rows (what still exists).
+
+A row index of -1 is filler: rows are right-aligned, so ragged samples carry their filler on the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["compact", "map_tensors", "restore", "take"]
+
+
+def compact(keep: Tensor, length: int) -> Tensor:
+    """Indices of the kept entries of each row of `keep`.
+
+    Args:
+        keep: (batch, rows) bool.
+        length: the largest number kept in any sample.
+
+    Returns:
+        (batch, length) int64, ascending, right-aligned, -1 where a sample has fewer.
+    """
+    index = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
+    return torch.where(keep, index, -1).sort(dim=1).values[:, keep.shape[1] - length :]
+
+
+def take(source: Tensor, index: Tensor, dim: int, batch_dim: int) -> Tensor:
+    """Gather `index` (batch, length) along `dim`; filler reads entry 0, so mask it where it matters.
+
+    The batch dimension of `source` may be 1: it is then expanded.
+    """
+    dim, batch_dim = dim % source.ndim, batch_dim % source.ndim
+    batch, length = index.shape
+    expanded = list(source.shape)
+    expanded[batch_dim] = batch
+    view = [1] * source.ndim
+    view[batch_dim], view[dim] = batch, length
+    gathered = list(expanded)
+    gathered[dim] = length
+    return source.expand(expanded).gather(dim, index.clamp(min=0).view(view).expand(gathered))
+
+
+def restore(source: Tensor, rows: Tensor, length: int) -> Tensor:
+    """Inverse of a row gather: put (batch, kept, width) back at `rows` of (batch, length, width), zeros elsewhere."""
+    full = source.new_zeros(source.shape[0], length + 1, source.shape[2])
+    target = torch.where(rows >= 0, rows, length)[..., None].expand_as(source)
+    return full.scatter(1, target, source)[:, :length]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Apply `function` to every tensor of a nested tuple or list (rotary tables come as (cos, sin))."""
+    if isinstance(tree, tuple | list):
+        return type(tree)(map_tensors(function, item) for item in tree)
+    return function(tree)

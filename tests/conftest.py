@@ -1,0 +1,28 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.llama import modeling_llama
+
+
+@pytest.fixture
+def exact_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the soft-max of eager attention in the model's own precision (the library rounds to float32)."""
+    softmax = torch.nn.functional.softmax
+
+    def exact(scores: Tensor, dim: int = -1, dtype: Any = None) -> Tensor:
+        return softmax(scores, dim=dim, dtype=None if scores.dtype == torch.float64 else dtype)
+
+    monkeypatch.setattr(modeling_llama.nn.functional, "softmax", exact)
+
+
+@pytest.fixture
+def inference() -> Iterator[None]:
+    with torch.no_grad():
+        yield

@@ -1,0 +1,52 @@
+"""The masked oracle: the unmodified model, nothing dropped, no cache; layers >= K may not see dropped columns.
+
+It shares no code with the engine: it builds its mask from scratch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def closed_columns(
+    layers: Any, first_layer: int, visible: Tensor, window: int | None = None
+) -> Iterator[None]:
+    """In layers >= first_layer, attend causally (to the last `window`) to visible (batch, rows) columns only."""
+    rows = visible.shape[1]
+    causal = torch.ones(rows, rows, dtype=torch.bool).tril()
+    if window is not None:
+        causal = causal.triu(1 - window)
+    allowed = causal & visible[:, None, None, :]
+    # A row without any visible column would be NaN; its result is never read.
+    allowed = allowed | torch.eye(rows, dtype=torch.bool)
+
+    def close(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        mask = kwargs["attention_mask"]
+        if mask is not None and mask.dtype != torch.bool:
+            mask = torch.zeros(allowed.shape, dtype=mask.dtype).masked_fill(
+                ~allowed, torch.finfo(mask.dtype).min
+            )
+        else:
+            mask = allowed
+        return args, {**kwargs, "attention_mask": mask}
+
+    handles = [layer.register_forward_pre_hook(close, with_kwargs=True) for layer in layers[first_layer:]]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def visible_columns(visual: Tensor, real: Tensor, kept: list[Tensor]) -> Tensor:
+    """(batch, rows) bool: real text, and the visual tokens in `kept` (positions per sample)."""
+    visible = real.bool() & ~visual
+    for sample, positions in enumerate(kept):
+        visible[sample, positions] = True
+    return visible
