@@ -26,7 +26,7 @@ from foveal.engine.probe import AttentionInputs, observe_attention
 from foveal.engine.rows import restore, take
 from foveal.errors import FovealError
 
-__all__ = ["Hooks"]
+__all__ = ["Hooks", "current_frame", "decide"]
 
 _frame: ContextVar[Frame | None] = ContextVar("foveal_frame", default=None)
 _labels: ContextVar[Tensor | None] = ContextVar("foveal_labels", default=None)
@@ -102,12 +102,16 @@ class Hooks:
         _labels.set(kwargs.get("labels"))
 
     def _before_base(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        labels = _labels.get()
-        _labels.set(None)
-        frame = self._describe(args, kwargs, labels)
+        frame = self._describe(args, kwargs, self._pending_labels())
         _frame.set(frame)
         if frame is not None:
             self.last_frame = frame
+
+    def _pending_labels(self) -> Tensor | None:
+        """The labels that the model's own forward was called with."""
+        labels = _labels.get()
+        _labels.set(None)
+        return labels
 
     def _describe(self, args: Any, kwargs: dict[str, Any], labels: Tensor | None) -> Frame | None:
         """The frame of this forward; None for decode steps and for sequences without visual tokens."""
@@ -225,6 +229,11 @@ class Hooks:
     def _backend(self) -> str:
         config: Any = self.parts.decoder.config
         return str(config._attn_implementation)
+
+
+def current_frame() -> Frame | None:
+    """The frame of the forward that is running in this thread."""
+    return _frame.get()
 
 
 def decide(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
@@ -21,9 +21,10 @@ from foveal.engine.frame import StageResult
 from foveal.engine.hooks import Hooks
 from foveal.errors import FovealError
 
-__all__ = ["Run", "Stage", "attach", "compress"]
+__all__ = ["Run", "Stage", "attach", "compress", "detach"]
 
-_compressed: WeakSet[nn.Module] = WeakSet()
+# The hooks live as long as they are in the model; a strong value would keep its own key alive.
+_attached: WeakKeyDictionary[nn.Module, ref[Hooks]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ class Run:
 
     def detach(self) -> None:
         """Restore the model; harmless when done already."""
-        self._hooks.remove()
-        _compressed.discard(self._hooks.parts.decoder)
+        _remove(self._hooks)
 
 
 def attach(
@@ -132,14 +132,31 @@ def attach(
             f"options {sorted(options)} belong to a method given by name: set them on {method!r} itself"
         )
     parts = find_parts(model)
-    if parts.decoder in _compressed:
+    if parts.decoder in _attached:
         raise FovealError(
-            "this model is compressed already: leave the block, or call detach() on its run, first"
+            "this model is compressed already: leave the block, or call foveal.detach(model), first"
         )
     hooks = Hooks(parts, method, visual_mask)
     hooks.install()
-    _compressed.add(parts.decoder)
+    _attached[parts.decoder] = ref(hooks)
     return Run(hooks)
+
+
+def detach(model: nn.Module) -> None:
+    """Restore a model that `attach` or `load` compressed; harmless on any other model."""
+    hooks = _hooks_of(find_parts(model).decoder)
+    if hooks is not None:
+        _remove(hooks)
+
+
+def _hooks_of(decoder: nn.Module) -> Hooks | None:
+    return _attached[decoder]() if decoder in _attached else None
+
+
+def _remove(hooks: Hooks) -> None:
+    hooks.remove()
+    if _hooks_of(hooks.parts.decoder) is hooks:
+        del _attached[hooks.parts.decoder]
 
 
 @contextmanager

@@ -1,0 +1,146 @@
+"""Teacher and student in one forward.
+
+Below the compression layer both are the same computation, done once. From there on, the pre-hook of each layer first
+advances the teacher's rows through the layer without gradient, then lets the student's go on. The result equals two
+separate forwards. Only rows that predict an answer reach the language-model head, so that no (rows x vocabulary)
+tensor is ever made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+import transformers
+from packaging.version import Version
+from torch import Tensor, nn
+
+from foveal.compressors import Compressor
+from foveal.engine.families import Parts, find_parts
+from foveal.engine.frame import Frame
+from foveal.engine.hooks import Hooks, current_frame, decide
+from foveal.engine.layout import VisualLayout
+from foveal.engine.rows import restore, take
+from foveal.errors import FovealError
+
+__all__ = ["lockstep"]
+
+_HOOKS_OUTSIDE = Version(transformers.__version__) >= Version("5.23")
+
+
+@contextmanager
+def lockstep(
+    model: nn.Module, student: Compressor, teacher: Compressor | None, labels: Tensor
+) -> Iterator[None]:
+    """Make the model's forward return answer logits of the student, and of the teacher if there is one.
+
+    Inside the block `model(**inputs, use_cache=False).logits` has shape (1 or 2, answers, vocabulary): [0] is the
+    student's, [1] the teacher's, at the rows that predict the labels, in reading order of `labels[:, 1:]`. Do not
+    pass labels to the model itself.
+
+    Args:
+        model: the model without DDP or FSDP wrapper (call the wrapped one).
+        student: acts at its layer, with gradient.
+        teacher: a second compressor at the same layer, without gradient; None for no teacher.
+        labels: (batch, rows), -100 where nothing is predicted.
+
+    Raises:
+        FovealError: teacher and student act at different layers, a label's row was dropped, or a cache is used.
+    """
+    if teacher is not None and teacher.layer != student.layer:
+        raise FovealError(
+            f"teacher and student must act at one layer, not {teacher.layer} and {student.layer}"
+        )
+    parts = find_parts(model)
+    _refuse_old_checkpointing(parts)
+    hooks = _LockstepHooks(parts, student, teacher, labels)
+    hooks.install()
+    try:
+        yield
+    finally:
+        hooks.remove()
+
+
+class _LockstepHooks(Hooks):
+    """The engine's hooks with a second stream of rows."""
+
+    def __init__(self, parts: Parts, student: Compressor, teacher: Compressor | None, labels: Tensor) -> None:
+        super().__init__(parts, student)
+        self.teacher = teacher
+        self.labels = labels
+
+    def _pending_labels(self) -> Tensor | None:
+        return self.labels
+
+    def _begin(self, frame: Frame, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        if kwargs.get("past_key_values") is not None:
+            raise FovealError("training makes no use of a cache: pass use_cache=False")
+        if self.teacher is not None:
+            layout = VisualLayout.of(frame.whole.numbers, frame.whole.lengths)
+            context = self._context(frame, layout, hidden)
+            result, index = decide(self.teacher, frame, layout, context, past=0)
+            frame.teacher = result.stream
+            frame.teacher_hidden = hidden.detach() if index is None else take(hidden.detach(), index, 1, 0)
+        return super()._begin(frame, hidden, kwargs)
+
+    def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        student = super()._before_layer(index, layer, args, kwargs)
+        frame = current_frame()
+        if frame is not None and frame.teacher is not None and frame.student is not None:
+            self._advance_teacher(frame, frame.teacher, index, layer, args[1:], kwargs)
+        return student
+
+    def _advance_teacher(
+        self, frame: Frame, stream: Any, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> None:
+        """One layer for the teacher's rows. `forward`, not the module's call: no hooks, so no recursion."""
+        if stream is not frame.whole:
+            kwargs = self._physical(stream, frame, index, kwargs)
+        kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        assert frame.teacher_hidden is not None
+        with torch.no_grad(), _no_cached_casts():
+            frame.teacher_hidden = layer.forward(frame.teacher_hidden, *args, **kwargs)
+
+    def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
+        output = super()._after_decoder(module, args, output)
+        answers = (self.labels[:, 1:] != -100).nonzero(as_tuple=True)
+        student = output.last_hidden_state[answers]
+        if self.teacher is None:
+            output.last_hidden_state = student[None]
+        else:
+            output.last_hidden_state = torch.stack([student, self._teacher_rows(student, answers)])
+        return output
+
+    def _teacher_rows(self, student: Tensor, answers: tuple[Tensor, ...]) -> Tensor:
+        """(answers, width) the teacher's final hidden states; the student's own where nothing was dropped."""
+        frame = current_frame()
+        if frame is None or frame.student is None or frame.teacher is None:
+            return student.detach()
+        assert frame.teacher_hidden is not None
+        norm = cast(nn.Module, self.parts.decoder.norm)
+        with torch.no_grad():
+            hidden = restore(norm(frame.teacher_hidden), frame.teacher.rows, frame.length)
+        frame.teacher.memo.clear()
+        frame.teacher_hidden = None
+        return hidden[answers]
+
+
+def _refuse_old_checkpointing(parts: Parts) -> None:
+    """Before 5.23, transformers ran module hooks again when a checkpointed layer was recomputed."""
+    if any(getattr(layer, "gradient_checkpointing", False) for layer in parts.layers) and not _HOOKS_OUTSIDE:
+        raise FovealError(
+            "gradient checkpointing needs transformers >= 5.23 here: upgrade it, or switch checkpointing off"
+        )
+
+
+@contextmanager
+def _no_cached_casts() -> Iterator[None]:
+    """Autocast caches a weight's cast; one made without gradient would cut the student off from that weight."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)

@@ -1,0 +1,153 @@
+"""One forward in lock-step against two ordinary forwards: loss and every gradient, float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import foveal
+from foveal.distillation import cross_entropy, forward_kl, lockstep
+from support.tiny import IMAGE, batch, llava
+
+pytestmark = pytest.mark.usefixtures("exact_softmax")
+
+TOLERANCE = 1e-10
+BATCHES = {"one": ([1], [9]), "ragged": ([1, 2, 0], [9, 6, 12]), "text only": ([0, 0], [7, 5])}
+
+
+def labelled(name: str, side: str) -> tuple[dict[str, Tensor], Tensor]:
+    """Inputs, and labels on the last 3 real tokens of each sample."""
+    inputs = batch(*BATCHES[name], side)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for sample, mask in enumerate(inputs["attention_mask"]):
+        last = mask.nonzero()[-3:, 0]
+        labels[sample, last] = inputs["input_ids"][sample, last]
+    return inputs, labels
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def loss_of(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+    return (0.3 * cross_entropy(student, targets) + 0.7 * forward_kl(student, teacher)).mean()
+
+
+def two_forwards(model: Any, inputs: dict[str, Tensor], labels: Tensor, methods: Any) -> Tensor:
+    """The textbook formulation: full logits of both, then the shifted answer rows."""
+    answers = labels[:, 1:] != -100
+    logits = []
+    for method, grad in zip(methods, (True, False), strict=True):
+        with torch.set_grad_enabled(grad), foveal.compress(model, method):
+            # Labels tell the methods where the prompt ends; the loss that comes with them is not used.
+            logits.append(model(**inputs, labels=labels, use_cache=False).logits[:, :-1][answers])
+    return loss_of(*logits, labels[:, 1:][answers])
+
+
+def one_forward(model: Any, inputs: dict[str, Tensor], labels: Tensor, methods: Any) -> Tensor:
+    with lockstep(model, *methods, labels):
+        student, teacher = model(**inputs, use_cache=False).logits
+    return loss_of(student, teacher, labels[:, 1:][labels[:, 1:] != -100])
+
+
+def assert_equal(model: Any, inputs: dict[str, Tensor], labels: Tensor, methods: Any) -> float:
+    results = []
+    for function in (two_forwards, one_forward):
+        model.zero_grad(set_to_none=True)
+        loss = function(model, inputs, labels, methods)
+        loss.backward()
+        results.append((loss.item(), gradients(model)))
+    (expected, reference), (loss, found) = results
+    assert abs(loss - expected) < TOLERANCE
+    assert reference.keys() == found.keys()
+    for name, gradient in reference.items():
+        assert (found[name] - gradient).abs().max() < TOLERANCE, name
+    return expected
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize(("method", "layer"), [("dart", 2), ("fastv", 2), ("random", 0), ("dart", 5)])
+def test_lockstep_equals_two_forwards(method: str, layer: int, name: str, side: str, attention: str) -> None:
+    model = llava(attention=attention).train()
+    methods = [foveal.get(method, keep=keep, layer=layer) for keep in (0.15, 0.4)]
+    assert_equal(model, *labelled(name, side), methods)
+
+
+# The checkpointed layers of the vision tower get pixels, which never need a gradient.
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("checkpointing", [{"use_reentrant": False}, {"use_reentrant": True}])
+def test_gradient_checkpointing(checkpointing: dict[str, bool]) -> None:
+    model = llava().train()
+    model.activation_checkpointing_enable(checkpointing)
+    model.enable_input_require_grads()
+    assert_equal(model, *labelled("ragged", "left"), [foveal.DART(keep=0.15), foveal.DART(keep=0.4)])
+
+
+def test_the_teacher_differs_and_an_uncompressed_one_is_the_plain_model() -> None:
+    model = llava().train()
+    inputs, labels = labelled("ragged", "left")
+    with lockstep(model, foveal.DART(keep=4), foveal.DART(keep=1.0), labels):
+        student, teacher = model(**inputs, use_cache=False).logits
+    plain = model(**inputs, use_cache=False).logits[:, :-1][labels[:, 1:] != -100]
+    assert torch.allclose(teacher, plain, atol=TOLERANCE)
+    assert (student - plain).abs().max() > 1e-4
+
+
+def test_without_a_teacher_only_the_students_answer_rows_are_computed() -> None:
+    model = llava().train()
+    inputs, labels = labelled("ragged", "left")
+    with lockstep(model, foveal.FastV(keep=4), None, labels):
+        logits = model(**inputs, use_cache=False).logits
+    assert logits.shape == (1, 9, 120)
+    with torch.no_grad(), foveal.compress(model, foveal.FastV(keep=4)):
+        full = model(**inputs, labels=labels).logits[:, :-1][labels[:, 1:] != -100]
+    assert torch.allclose(logits[0], full, atol=TOLERANCE)
+
+
+def test_under_autocast_every_weight_still_gets_its_gradient() -> None:
+    model = llava(dtype=torch.float32).train()
+    inputs, labels = labelled("one", "left")
+    inputs["pixel_values"] = inputs["pixel_values"].float()
+    methods = [foveal.Random(keep=0.15), foveal.Random(keep=0.4)]
+    found = []
+    for function in (two_forwards, one_forward):
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = function(model, inputs, labels, methods)
+        loss.backward()
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert torch.allclose(found[1][name], gradient, rtol=0.1, atol=0.02 * gradient.abs().max().item()), (
+            name
+        )
+
+
+def test_the_model_is_restored() -> None:
+    model = llava()
+    inputs, labels = labelled("one", "left")
+    before = model(**inputs).logits
+    with lockstep(model, foveal.DART(keep=4), foveal.DART(keep=9), labels):
+        model(**inputs, use_cache=False)
+    assert torch.equal(model(**inputs).logits, before)
+
+
+def test_refusals() -> None:
+    model = llava()
+    inputs, labels = labelled("one", "left")
+    two_layers = lockstep(model, foveal.Random(keep=4), foveal.Random(keep=9, layer=3), labels)
+    with pytest.raises(foveal.FovealError, match="one layer, not 3 and 2"), two_layers:
+        pass
+    cached = pytest.raises(foveal.FovealError, match="use_cache=False")
+    with cached, lockstep(model, foveal.Random(keep=4), None, labels):
+        model(**inputs, use_cache=True)
+    first = int((inputs["input_ids"][0] == IMAGE).nonzero()[0])
+    labels[0, first + 8] = 9
+    lost = pytest.raises(foveal.FovealError, match=f"label {first + 8} of sample 0")
+    with lost, lockstep(model, foveal.DART(keep=1), None, labels):
+        model(**inputs, use_cache=False)
