@@ -37,6 +37,7 @@ tr.marked td { background: var(--mark); font-weight: 600; }
 figure { margin: 0; }
 img { display: block; max-width: 100%; height: auto; border-radius: 6px; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: 8px; }
+@media (max-width: 600px) { th, td { padding: 6px 4px; font-size: .8rem; white-space: normal; } }
 pre { white-space: pre-wrap; word-break: break-word; font-size: .82rem; color: var(--soft); margin: 0; }
 """.strip()
 

@@ -1,6 +1,7 @@
 """EPIC: train one model, its own teacher, to stay accurate with few visual tokens."""
 
 from foveal.distillation.config import SCHEDULES, EpicConfig
+from foveal.distillation.conversations import load_conversations
 from foveal.distillation.data import VisionCollator
 from foveal.distillation.lockstep import lockstep
 from foveal.distillation.losses import cross_entropy, forward_kl
@@ -18,6 +19,7 @@ __all__ = [
     "VisionCollator",
     "cross_entropy",
     "forward_kl",
+    "load_conversations",
     "lockstep",
     "progress",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from foveal.errors import FovealError
+from foveal.images import open_image
 
 __all__ = ["VisionCollator"]
 
@@ -91,11 +92,7 @@ def _fill(part: dict[str, Any], images: Any, name: str) -> dict[str, Any]:
 
 
 def _open(image: Any, name: str) -> Image.Image:
-    """An upright RGB image from a PIL image or a path."""
     try:
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        return (ImageOps.exif_transpose(opened) or opened).convert("RGB")
-    except OSError as error:
-        raise FovealError(
-            f"{name}: cannot read image {image!r} ({error}): replace the file or remove the sample"
-        ) from error
+        return open_image(image)
+    except FovealError as error:
+        raise FovealError(f"{name}: {error}") from error

@@ -1,0 +1,5 @@
+"""The command line: `foveal demo`, `ask`, `list`, `eval` and `train`, one file a command."""
+
+from foveal.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,41 @@
+"""The application: registers the commands and turns input errors into one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from foveal.cli import ask, demo, evaluate, methods, train
+from foveal.errors import FovealError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="foveal",
+    help="Fewer visual tokens for vision-language models: compress, train with EPIC, and see the difference.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("ask")(ask.ask)
+app.command("list")(methods.methods)
+app.command("eval")(evaluate.evaluate)
+app.command("train")(train.train)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a bad input ends in one line on stderr and exit code 2.
+
+    Args:
+        arguments: in place of `sys.argv[1:]`.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except (FovealError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"foveal: {message}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)

@@ -1,0 +1,215 @@
+"""Put questions to a model, compressed or not, and score the answers.
+
+result = evaluate(model, processor, questions, foveal.DART(keep=64, layer=2))
+print(result.accuracy, result.by_type)
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+
+from foveal.compression import compress
+from foveal.compressors import Compressor, get
+from foveal.errors import FovealError
+from foveal.evaluation.provenance import provenance
+from foveal.evaluation.questions import Question, as_question
+from foveal.evaluation.results import EvaluationResult, Record
+from foveal.images import open_image
+
+__all__ = ["encode", "evaluate", "generate_answers"]
+
+
+def evaluate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    questions: Iterable[Any],
+    compressor: Compressor | str | None = None,
+    *,
+    batch_size: int = 8,
+    max_new_tokens: int = 16,
+    seed: int = 0,
+    progress: bool = True,
+    label: str = "",
+) -> EvaluationResult:
+    """Answer every question greedily, under `compressor` if one is given, and score the answers.
+
+    The same call gives the same answers. A question whose image cannot be read is recorded with its error and left out
+    of the scores; nothing stops.
+
+    Args:
+        model: an image-text-to-text model; put into eval mode for the duration.
+        processor: its processor, with a chat template.
+        questions: `Question`s, or mappings or objects with their attributes, see `as_question`.
+        compressor: a method or the name of one; None leaves the model as it is.
+        batch_size: questions per forward; changes speed and memory only.
+        max_new_tokens: longest answer.
+        seed: for methods that draw.
+        progress: whether a progress bar is drawn on stderr, if that is a terminal.
+        label: the progress bar's text; the method's name if empty.
+
+    Raises:
+        FovealError: no questions, or a question, option or model that cannot work.
+    """
+    if batch_size < 1:
+        raise FovealError(f"batch_size={batch_size} must be at least 1")
+    method = get(compressor) if isinstance(compressor, str) else compressor
+    total = len(questions) if isinstance(questions, Sized) else None
+    records: list[Record] = []
+    started = time.perf_counter()
+    with (
+        _progress(label or _method_name(method), total, progress) as advance,
+        _evaluation_mode(model, seed),
+        _scope(model, method),
+    ):
+        for batch in _batches(questions, batch_size):
+            records.extend(_answer(model, processor, batch, max_new_tokens))
+            advance(len(batch))
+    if not records:
+        raise FovealError("no questions to evaluate")
+    settings = {"method": _method_name(method), **(asdict(method) if method else {})}
+    settings |= {"model": _model_name(model), "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    return EvaluationResult(tuple(records), settings, provenance(seed), time.perf_counter() - started)
+
+
+def _scope(model: PreTrainedModel, method: Compressor | None) -> AbstractContextManager[object]:
+    return compress(model, method) if method is not None else nullcontext()
+
+
+def _method_name(method: Compressor | None) -> str:
+    if method is None:
+        return "none"
+    return method.card.name if method.card else type(method).__name__
+
+
+def _model_name(model: PreTrainedModel) -> str:
+    """The model's name without the folders it was loaded from."""
+    return str(model.name_or_path).rstrip("/").rpartition("/")[2] or type(model).__name__
+
+
+def _batches(questions: Iterable[Any], size: int) -> Iterator[list[Question]]:
+    numbered = (as_question(item, index) for index, item in enumerate(questions))
+    while batch := list(islice(numbered, size)):
+        yield batch
+
+
+def _answer(
+    model: PreTrainedModel, processor: ProcessorMixin, batch: list[Question], max_new_tokens: int
+) -> list[Record]:
+    """One record per question of the batch, those with an unreadable image without a prediction."""
+    pictures: dict[int, Image.Image] = {}
+    errors: dict[int, str] = {}
+    for place, question in enumerate(batch):
+        try:
+            pictures[place] = open_image(question.image)
+        except FovealError as error:
+            errors[place] = str(error)
+    readable = [batch[place] for place in pictures]
+    texts = [question.question for question in readable]
+    answers = iter(
+        generate_answers(model, processor, list(pictures.values()), texts, max_new_tokens) if readable else []
+    )
+    return [
+        _record(question, "", errors[place]) if place in errors else _record(question, next(answers))
+        for place, question in enumerate(batch)
+    ]
+
+
+def _record(question: Question, prediction: str, error: str = "") -> Record:
+    return Record(
+        id=question.id,
+        type=question.type,
+        subset=question.subset,
+        metric=question.metric,
+        question=question.question,
+        answers=question.answers,
+        prediction=prediction,
+        score=0.0 if error else question.score(prediction),
+        error=error,
+    )
+
+
+def encode(processor: ProcessorMixin, images: list[Image.Image], questions: list[str]) -> Any:
+    """The model inputs of one question about one image each, left-padded: what `generate` expects.
+
+    Raises:
+        FovealError: the processor has no chat template.
+    """
+    if not getattr(processor, "chat_template", None):
+        raise FovealError(
+            "the processor has no chat template: set processor.chat_template to the model's own"
+        )
+    conversations: list[Any] = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        for question in questions
+    ]
+    texts = processor.apply_chat_template(conversations, add_generation_prompt=True)
+    return processor(
+        images=[[image] for image in images],
+        text=texts,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: list[Image.Image],
+    questions: list[str],
+    max_new_tokens: int = 16,
+) -> list[str]:
+    """Answer one question about one image each, greedily, in one batch."""
+    inputs = encode(processor, images, questions).to(model.device, model.dtype)
+    generate: Any = model.generate
+    output = generate(**inputs, generation_config=_greedy(model, max_new_tokens))
+    answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [answer.strip() for answer in answers]
+
+
+def _greedy(model: PreTrainedModel, max_new_tokens: int) -> GenerationConfig:
+    """The model's generation settings with everything that draws or searches switched off."""
+    config = copy.deepcopy(model.generation_config)
+    config.update(
+        do_sample=False, num_beams=1, num_return_sequences=1, temperature=None, top_p=None, top_k=None
+    )
+    config.update(max_length=None, max_new_tokens=max_new_tokens)
+    return config
+
+
+@contextmanager
+def _evaluation_mode(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Eval mode and seeded draws, both put back afterwards."""
+    training = model.training
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)
+
+
+@contextmanager
+def _progress(label: str, total: int | None, shown: bool) -> Iterator[Any]:
+    """Draws a progress bar on stderr; yields the function that moves it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    hidden = not shown or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,206 @@
+"""What the model is taught, in what order.
+
+Each stage is a phase change that the next one needs; leaving one out leaves the model on a plateau at chance:
+
+1. ``tower``: what each patch shows. The tower learns to see.
+2. ``captions``: the nine cells as a list. The decoder learns to read the visual tokens by place.
+3. ``lists``: many short questions that name an object ("fox?", "where is the fox?"). It learns to look things up by
+   name.
+4. ``mixture``: every format, with easy-VQA, until more of the same no longer helps.
+5. ``clip``: the text tower, against the finished vision tower (see `contrastive`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from foveal.mini.atlas import CLASSES
+from foveal.mini.draw import Draw
+from foveal.mini.easy_vqa import EasyImage, easy_vqa
+from foveal.mini.packing import Codec, Segment
+from foveal.mini.questions import CAPTIONS, ask, caption
+from foveal.mini.scenes import CELLS, Scene, make_scene
+
+__all__ = ["STAGES", "Lesson", "Stage", "lesson"]
+
+Turn = tuple[str, str]
+
+_SHORT = " answer the question using a single word or phrase."
+_LETTER = " answer with the option letter from the given choices directly."
+_EASY_SHARE = 1 / 8
+_DIALOGUE_SHARE = 0.2
+_INSTRUCTION_SHARE = 0.1
+_ORDINALS = ("first", "second", "next", "last")
+_WEIGHTS = {
+    "existence": 3,
+    "verify": 3,
+    "count": 3,
+    "relation": 3,
+    "position": 3,
+    "color": 2,
+    "read": 2,
+    "choice_en": 2,
+    "choice_cn": 2,
+    "unanswerable": 1,
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long and how fast a stage learns.
+
+    Attributes:
+        name: what it is called on the command line.
+        steps: optimiser steps.
+        batch: images a step, over all processes.
+        length: tokens in a packed sequence; 0 where the decoder takes no part.
+        rate: peak learning rate.
+        floor: the learning rate at the end, as a fraction of the peak.
+        tower: the tower's learning rate as a fraction of the rest's.
+        auxiliary: weight of the loss on what each patch shows.
+    """
+
+    name: str
+    steps: int
+    batch: int
+    length: int
+    rate: float
+    floor: float
+    tower: float
+    auxiliary: float
+
+    def rate_at(self, step: int, warm_up: int = 100) -> float:
+        """Learning rate at a step: linear warm-up, then a cosine down to the floor."""
+        if step < warm_up:
+            return self.rate * (step + 1) / warm_up
+        progress = (step - warm_up) / max(self.steps - warm_up, 1)
+        return self.rate * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("tower", 700, 64, 0, 1.5e-3, 0.3, 1.0, 1.0),
+        Stage("captions", 500, 32, 256, 1.5e-3, 0.4, 0.3, 0.2),
+        Stage("lists", 600, 32, 384, 1.5e-3, 0.5, 0.3, 0.2),
+        Stage("items", 500, 32, 400, 1.5e-3, 0.5, 0.3, 0.2),
+        Stage("mixture", 4000, 32, 384, 1.5e-3, 0.0, 0.3, 0.1),
+        Stage("clip", 800, 64, 0, 1.5e-3, 0.0, 1.0, 1.0),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One image, what it shows (None for easy-VQA) and the segments asked about it."""
+
+    image: Image.Image
+    scene: Scene | None
+    segments: list[Segment]
+
+
+def lesson(stage: Stage, codec: Codec, seed: int, index: int) -> Lesson:
+    """Sample `index` of a stage, fixed by (seed, stage, index)."""
+    draw = Draw(f"lesson/{seed}/{stage.name}/{index}")
+    if stage.name == "mixture" and draw.chance(_EASY_SHARE):
+        return _easy_lesson(codec, draw)
+    number = seed * 2**34 + list(STAGES).index(stage.name) * 2**30 + index
+    scene = make_scene("train", number, _crowd(stage, draw), 0.6)
+    turns = list(_CURRICULUM[stage.name](scene, draw))
+    segments = _items(scene, codec, draw) if stage.name == "items" else []
+    segments += _segments(codec, turns, draw, stage.name == "mixture")
+    return Lesson(scene.render(), scene, segments)
+
+
+def _crowd(stage: Stage, draw: Draw) -> tuple[int, int]:
+    return (1, 3) if stage.name in ("captions", "lists") and draw.chance(0.4) else (3, 6)
+
+
+def _easy_lesson(codec: Codec, draw: Draw) -> Lesson:
+    item: EasyImage = draw.one(easy_vqa("train"))
+    turns = draw.several(item.turns, len(item.turns))
+    return Lesson(item.render(), None, _segments(codec, turns, draw, True))
+
+
+def _segments(codec: Codec, turns: list[Turn], draw: Draw, dialogues: bool) -> list[Segment]:
+    """Mostly one question a segment; in the last stage some conversations of two or three turns."""
+    segments = []
+    while turns:
+        size = draw.between(2, 3) if dialogues and draw.chance(_DIALOGUE_SHARE / 2) else 1
+        segments.append(codec.segment(turns[:size]))
+        turns = turns[size:]
+    return segments
+
+
+def _captions(scene: Scene, draw: Draw) -> Iterator[Turn]:
+    for kind in CAPTIONS:
+        yield caption(scene, kind)
+    yield from _asked(scene, "read", draw, 1)
+    yield from _asked(scene, "position", draw, 4)
+
+
+def _lists(scene: Scene, draw: Draw) -> Iterator[Turn]:
+    present = sorted({item.kind for item in scene.objects})
+    kinds = present * 2 + draw.several(scene.absent(), 2 * len(present))
+    for kind in draw.several(kinds, len(kinds)):
+        yield f"{CLASSES[kind].name}?", "yes" if kind in present else "no"
+    turns = [caption(scene, "objects"), *_asked(scene, "position", draw, 10), *_asked(scene, "existence", draw, 8)]
+    turns += [*_asked(scene, "read", draw, 1), *_asked(scene, "color", draw, 3)]
+    yield from draw.several(turns, len(turns))
+
+
+def _items(scene: Scene, codec: Codec, draw: Draw) -> list[Segment]:
+    """Name and answer side by side, so that the name's own token must look it up in the picture."""
+    present = sorted({item.kind for item in scene.objects})
+    pairs = [(CLASSES[kind].name, "yes") for kind in present * 3]
+    pairs += [(CLASSES[kind].name, "no") for kind in draw.several(scene.absent(), len(pairs))]
+    pairs += [(f"count {CLASSES[kind].name}", str(scene.count(kind))) for kind in present]
+    for item in scene.singles():
+        pairs += [(f"where {item.name}", CELLS[item.cell])] * 2
+        pairs.append((f"color {item.name}", item.disc or "none"))
+    segments = [codec.item(cue, codec.encode(told)) for cue, told in pairs]
+    if scene.word is not None:
+        letters = codec.encode(scene.word.text)
+        segments += [codec.item(f"{place} letter", [letter]) for place, letter in zip(_ORDINALS, letters, strict=False)]
+    return segments
+
+
+def _beside_items(scene: Scene, draw: Draw) -> Iterator[Turn]:
+    turns = [turn for kind in ("position", "existence") for turn in _asked(scene, kind, draw, 6)]
+    turns += [*_asked(scene, "color", draw, 2), *_asked(scene, "read", draw, 2)]
+    yield from draw.several(turns, len(turns))
+
+
+def _mixture(scene: Scene, draw: Draw) -> Iterator[Turn]:
+    turns = {turn for kind, weight in _WEIGHTS.items() for turn in _asked(scene, kind, draw, weight)}
+    if draw.chance(0.2):
+        turns.add(caption(scene, draw.one(tuple(CAPTIONS))))
+    for question, answer in draw.several(sorted(turns), len(turns)):
+        yield _instructed(question, answer, draw), answer
+
+
+def _instructed(question: str, answer: str, draw: Draw) -> str:
+    """Now and then the question with the instruction that the benchmarks' prompts end in."""
+    if not draw.chance(_INSTRUCTION_SHARE):
+        return question
+    return question + (_LETTER if answer in "ABCD" else _SHORT)
+
+
+def _asked(scene: Scene, kind: str, draw: Draw, times: int) -> Iterator[Turn]:
+    for _ in range(times):
+        question = ask(scene, kind, draw.below(1 << 30))
+        if question is not None:
+            yield question.question, question.answer
+
+
+_CURRICULUM: dict[str, Callable[[Scene, Draw], Iterator[Turn]]] = {
+    "tower": lambda scene, draw: iter(()),
+    "captions": _captions,
+    "lists": _lists,
+    "items": _beside_items,
+    "mixture": _mixture,
+}
