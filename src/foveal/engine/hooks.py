@@ -128,11 +128,8 @@ class Hooks:
         batch, rows = source.shape[:2]
         if self.visual_mask is not None:
             return _expand_mask(self.visual_mask.to(source.device), batch, rows)
-        if ids is None:
-            raise FovealError(
-                "inputs_embeds do not say which tokens are visual: pass visual_mask= (batch, rows) bool"
-            )
-        assert self.parts.image_token_id is not None
+        if ids is None or self.parts.image_token_id is None:
+            raise FovealError("nothing says which tokens are visual: pass visual_mask= (batch, rows) bool")
         return ids.eq(self.parts.image_token_id)
 
     def _after_decoder(self, _module: nn.Module, _args: Any, output: Any) -> Any:

@@ -121,7 +121,7 @@ class Contrast(nn.Module):
         nn.ModuleList([vision.embeddings, vision.pre_layrnorm, *vision.encoder.layers[:-1]]).requires_grad_(False)
         return [{"params": [part for part in self.parameters() if part.requires_grad], "scale": 1.0}]
 
-    def forward(self, batch: ContrastBatch, auxiliary: float) -> dict[str, Tensor]:
+    def forward(self, batch: ContrastBatch, auxiliary: float, guided: float = 0.0) -> dict[str, Tensor]:  # noqa: ARG002
         """The losses of a batch: "loss" to descend, and its parts "captions" and "patches"."""
         output = self.clip.vision_model(batch.pixels, output_hidden_states=True)
         image = functional.normalize(self.clip.visual_projection(output.pooler_output), dim=-1).float()

@@ -22,7 +22,7 @@ from foveal.mini.stages import Lesson, Stage
 __all__ = ["Batch", "Learner", "make_batch", "normalized"]
 
 _SIZES = (len(CLASSES) + 1, len(COLORS) + 1, len(LETTERS) + 1)
-_BACKGROUND = 0.2
+_BACKGROUNDS = (0.2, 0.2, 0.02)
 _GUIDED_LAYER = 3
 _GUIDED_HEADS = 2
 
@@ -172,9 +172,9 @@ class Learner(nn.Module):
 
     def _patch_loss(self, states: Tensor, batch: Batch) -> Tensor:
         total = functional.binary_cross_entropy_with_logits(self.summary(states[:, 0]).float(), batch.present)
-        for head, labels, size in zip(self.heads, batch.patches, _SIZES, strict=True):
+        for head, labels, size, background in zip(self.heads, batch.patches, _SIZES, _BACKGROUNDS, strict=True):
             weight = torch.ones(size, device=states.device)
-            weight[0] = _BACKGROUND
+            weight[0] = background
             logits = head(states[:, 1:]).float().flatten(0, 1)
             known = labels.flatten() != IGNORE
             if known.any():

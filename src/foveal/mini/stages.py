@@ -62,6 +62,7 @@ class Stage:
         floor: the learning rate at the end, as a fraction of the peak.
         tower: the tower's learning rate as a fraction of the rest's.
         auxiliary: weight of the loss on what each patch shows.
+        guided: weight of the loss that shows two heads where the object named in a question is.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Stage:
     floor: float
     tower: float
     auxiliary: float
+    guided: float = 0.0
 
     def rate_at(self, step: int, warm_up: int = 100) -> float:
         """Learning rate at a step: linear warm-up, then a cosine down to the floor."""
@@ -86,8 +88,8 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("tower", 700, 64, 0, 1.5e-3, 0.3, 1.0, 1.0),
         Stage("captions", 500, 32, 256, 1.5e-3, 0.4, 0.3, 0.2),
-        Stage("lists", 600, 32, 384, 1.5e-3, 0.5, 0.3, 0.2),
-        Stage("items", 500, 32, 400, 1.5e-3, 0.5, 0.3, 0.2),
+        Stage("lists", 400, 32, 384, 1.5e-3, 0.5, 0.3, 0.2),
+        Stage("items", 500, 32, 400, 1.5e-3, 0.5, 0.5, 0.4, guided=0.5),
         Stage("mixture", 4000, 32, 384, 1.5e-3, 0.0, 0.3, 0.1),
         Stage("clip", 800, 64, 0, 1.5e-3, 0.0, 1.0, 1.0),
     )

@@ -59,7 +59,7 @@ class Trainer:
         self.codec = Codec(build_tokenizer())
         self._texts = build_tokenizer(closing=True)
         torch.manual_seed(seed)
-        self.learner = Learner(build_llava(build_tokenizer(), seed)).to(self.accelerator.device)
+        self.learner = Learner(build_llava(build_tokenizer(), seed), self.codec).to(self.accelerator.device)
         self.contrast = Contrast(build_clip(self._texts, seed)).to(self.accelerator.device)
         self.done: list[str] = []
         self._resume = load_state(folder / "state.pt")
@@ -102,7 +102,7 @@ class Trainer:
         first = step * stage.batch + self.accelerator.process_index * share
         batch = self._batch(stage, range(first, first + share)).to(self.accelerator.device)
         with self.accelerator.autocast():
-            losses = learner(batch, stage.auxiliary)
+            losses = learner(batch, stage.auxiliary, stage.guided)
         self.accelerator.backward(losses["loss"])
         self.accelerator.clip_grad_norm_(learner.parameters(), 1.0)
         optimizer.step()
