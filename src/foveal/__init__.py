@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from foveal.compression import Run, Stage, attach, compress, detach
     from foveal.compressors import (
         DART,
+        AttentionInputs,
         Compressor,
         FastV,
         MethodCard,
         Random,
         Selection,
         TokenContext,
+        VisualLayout,
         available,
         get,
         method_class,
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DART",
+    "AttentionInputs",
     "Compressor",
     "FastV",
     "FovealError",
@@ -34,6 +37,7 @@ __all__ = [
     "Selection",
     "Stage",
     "TokenContext",
+    "VisualLayout",
     "attach",
     "available",
     "compress",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from foveal.compressors.base import Compressor, MethodCard, Selection, TokenContext
+from foveal.compressors.base import Compressor, MethodCard
+from foveal.compressors.context import AttentionInputs, Selection, TokenContext, VisualLayout
 from foveal.compressors.dart import DART
 from foveal.compressors.fastv import FastV
 from foveal.compressors.random import Random
@@ -12,12 +13,14 @@ from foveal.errors import FovealError
 
 __all__ = [
     "DART",
+    "AttentionInputs",
     "Compressor",
     "FastV",
     "MethodCard",
     "Random",
     "Selection",
     "TokenContext",
+    "VisualLayout",
     "available",
     "get",
     "method_class",

@@ -9,19 +9,17 @@ class Loudest(foveal.Compressor):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from foveal.compressors.context import AttentionInputs, Selection, TokenContext
 from foveal.compressors.selection import top_per_row
-from foveal.engine.layout import VisualLayout
-from foveal.engine.probe import AttentionInputs
 from foveal.errors import FovealError
 
-__all__ = ["Compressor", "MethodCard", "Selection", "TokenContext"]
+__all__ = ["Compressor", "MethodCard"]
 
 
 @dataclass(frozen=True)
@@ -35,42 +33,6 @@ class MethodCard:
     rule: str
     needs: str
     weak: str
-
-
-@dataclass(frozen=True)
-class TokenContext:
-    """What a method may look at when tokens are dropped at the entry of a decoder layer.
-
-    Attributes:
-        hidden: (batch, rows, width) residual stream entering the layer.
-        layout: the visual tokens among the rows, grouped by image.
-        visual: (batch, rows) bool: the rows that are visual tokens.
-        prompt: (batch, rows) bool: real rows up to the first answer being trained on; no padding.
-        observed: what `Compressor.observe` returned, (batch, rows), for methods that define it.
-        final_norm: the decoder's last normalisation.
-    """
-
-    hidden: Tensor
-    layout: VisualLayout
-    visual: Tensor
-    prompt: Tensor
-    observed: Tensor | None
-    final_norm: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """A method's decision.
-
-    Attributes:
-        kept: (images, tokens) bool.
-        counts: tokens kept per image, on the host; None when only the device knows.
-        scores: (images, tokens) the larger the sooner kept, for pictures; None where a method has no such number.
-    """
-
-    kept: Tensor
-    counts: tuple[int, ...] | None = None
-    scores: Tensor | None = field(default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foveal.compressors.base import Compressor, MethodCard, Selection, TokenContext
+from foveal.compressors.base import Compressor, MethodCard
+from foveal.compressors.context import AttentionInputs, Selection, TokenContext
 from foveal.compressors.selection import least_similar_to_pivots, split_evenly, top_per_row
-from foveal.engine.probe import AttentionInputs
 
 __all__ = ["DART"]
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveal.compressors.base import Compressor, MethodCard, TokenContext
-from foveal.engine.probe import AttentionInputs
+from foveal.compressors.base import Compressor, MethodCard
+from foveal.compressors.context import AttentionInputs, TokenContext
 
 __all__ = ["FastV"]
 

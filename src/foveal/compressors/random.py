@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveal.compressors.base import Compressor, MethodCard, TokenContext
+from foveal.compressors.base import Compressor, MethodCard
+from foveal.compressors.context import TokenContext
 
 __all__ = ["Random"]
 

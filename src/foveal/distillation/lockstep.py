@@ -17,11 +17,10 @@ import transformers
 from packaging.version import Version
 from torch import Tensor, nn
 
-from foveal.compressors import Compressor
+from foveal.compressors import Compressor, VisualLayout
 from foveal.engine.families import Parts, find_parts
 from foveal.engine.frame import Frame
 from foveal.engine.hooks import Hooks, current_frame, decide
-from foveal.engine.layout import VisualLayout
 from foveal.engine.rows import restore, take
 from foveal.errors import FovealError
 

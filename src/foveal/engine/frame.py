@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from foveal.compressors.base import Selection
+from foveal.compressors.context import Selection, VisualLayout
 from foveal.engine.cache import LayerView, physical_length, view_of
-from foveal.engine.layout import VisualLayout, image_numbers
 from foveal.engine.masks import translate_mask
 from foveal.engine.rows import compact, map_tensors, take
 
-__all__ = ["Frame", "StageResult", "Stream"]
+__all__ = ["Frame", "StageResult", "Stream", "image_numbers"]
 
 
 @dataclass
@@ -194,3 +193,26 @@ class Frame:
         for sample, length in zip(self.image_samples, lengths, strict=True):
             counts[sample] += length
         return tuple(counts)
+
+
+def image_numbers(visual: Tensor, tokens_per_image: int | None) -> Tensor:
+    """Number the images of a batch.
+
+    An image is a run of neighbouring visual tokens; a longer run of a family with a fixed number of tokens per
+    image holds several.
+
+    Args:
+        visual: (batch, rows) bool.
+        tokens_per_image: the family's fixed count, or None.
+
+    Returns:
+        (batch, rows) int64: the image's number in reading order over the batch, -1 for text.
+    """
+    before = torch.nn.functional.pad(visual, (1, 0))[:, :-1]
+    first = visual & ~before
+    if tokens_per_image is not None:
+        row = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
+        run_start = torch.where(first, row, -1).cummax(dim=1).values
+        first = visual & ((row - run_start) % tokens_per_image == 0)
+    number = first.flatten().cumsum(0).view_as(visual) - 1
+    return torch.where(visual, number, -1)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from foveal.compressors.base import Compressor, TokenContext
+from foveal.compressors.base import Compressor
+from foveal.compressors.context import AttentionInputs, TokenContext, VisualLayout
 from foveal.engine.cache import LogicalCache, physical_length, view_of, with_views
 from foveal.engine.families import Parts
 from foveal.engine.frame import Frame, StageResult, Stream
-from foveal.engine.layout import VisualLayout
 from foveal.engine.masks import translate_mask
-from foveal.engine.probe import AttentionInputs, observe_attention
+from foveal.engine.probe import observe_attention
 from foveal.engine.rows import restore, take
 from foveal.errors import FovealError
 

@@ -1,0 +1,148 @@
+"""What a method is given, and what it answers. Plain tensors: nothing here knows a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["AttentionInputs", "Selection", "TokenContext", "VisualLayout"]
+
+
+@dataclass(frozen=True)
+class VisualLayout:
+    """The visual tokens among the rows that reach a layer, one padded line per image.
+
+    Attributes:
+        sample: (images,) the sample each image belongs to.
+        rows: (images, tokens) the row of each visual token; 0 where `valid` is False.
+        valid: (images, tokens) bool, False for padding.
+        lengths: visual tokens of each image, on the host.
+    """
+
+    sample: Tensor
+    rows: Tensor
+    valid: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, numbers: Tensor, lengths: tuple[int, ...]) -> VisualLayout:
+        """Group rows by image.
+
+        Args:
+            numbers: (batch, rows) image number of each row, -1 for text; ascending in reading order.
+            lengths: how many rows each image has, known on the host so that nothing waits for the device.
+        """
+        device, row_count = numbers.device, numbers.shape[1]
+        flat = torch.nonzero_static(numbers.flatten() >= 0, size=sum(lengths)).squeeze(1)
+        length = torch.tensor(lengths, device=device)
+        start = length.cumsum(0) - length
+        offset = torch.arange(max(lengths), device=device)
+        valid = offset < length[:, None]
+        position = flat[(start[:, None] + offset).clamp(max=sum(lengths) - 1)]
+        return cls(
+            sample=position[:, 0] // row_count,
+            rows=torch.where(valid, position % row_count, 0),
+            valid=valid,
+            lengths=lengths,
+        )
+
+    def gather(self, source: Tensor) -> Tensor:
+        """(batch, rows, ...) -> (images, tokens, ...): the entries of every image's visual tokens."""
+        return source[self.sample[:, None], self.rows]
+
+    def scatter(self, kept: Tensor, shape: torch.Size) -> Tensor:
+        """(images, tokens) bool -> (batch, rows) bool, False for every row that is no visual token."""
+        batch, row_count = shape
+        full = torch.zeros(batch, row_count + 1, dtype=torch.bool, device=kept.device)
+        full[self.sample[:, None], torch.where(self.valid, self.rows, row_count)] = kept
+        return full[:, :row_count]
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What one attention module received.
+
+    Attributes:
+        query: (batch, heads, queries, head width), rotary embedding applied.
+        key: (batch, key-value heads, keys, head width), earlier keys of the cache first.
+        mask: the backend's mask: None (causal), 2-D (batch, keys) or 4-D, bool or additive.
+        scaling: the factor on query-key products.
+        softcap: cap of the scores, None in most families.
+    """
+
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None
+
+    def row(self, query_index: Tensor) -> Tensor:
+        """The soft-max row of one query per sample.
+
+        Args:
+            query_index: (batch,) which query of this forward.
+
+        Returns:
+            (batch, heads, keys) attention probabilities, float32 or wider.
+        """
+        batch, heads, queries, width = self.query.shape
+        groups, keys = self.key.shape[1:3]
+        index = query_index.view(batch, 1, 1, 1)
+        query = self.query.gather(2, index.expand(batch, heads, 1, width)).view(batch, groups, -1, width)
+        scores = torch.matmul(query, self.key.transpose(-1, -2)).view(batch, heads, keys) * self.scaling
+        if self.softcap:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        scores = self._masked(scores, query_index, keys - queries)
+        return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+    def _masked(self, scores: Tensor, query_index: Tensor, past: int) -> Tensor:
+        """Close the keys that the query may not see."""
+        mask = self.mask
+        if mask is None:
+            column = torch.arange(scores.shape[-1], device=scores.device)
+            return scores.masked_fill(column > (query_index + past)[:, None, None], float("-inf"))
+        if mask.ndim == 2:
+            return scores.masked_fill(~mask.bool()[:, None, -scores.shape[-1] :], float("-inf"))
+        mask = mask.expand(scores.shape[0], -1, -1, -1)
+        index = query_index.view(-1, 1, 1, 1).expand(-1, mask.shape[1], 1, mask.shape[-1])
+        row = mask.gather(2, index)[:, :, 0]
+        return scores.masked_fill(~row, float("-inf")) if row.dtype == torch.bool else scores + row
+
+
+@dataclass(frozen=True)
+class TokenContext:
+    """What a method may look at when tokens are dropped at the entry of a decoder layer.
+
+    Attributes:
+        hidden: (batch, rows, width) residual stream entering the layer.
+        layout: the visual tokens among the rows, grouped by image.
+        visual: (batch, rows) bool: the rows that are visual tokens.
+        prompt: (batch, rows) bool: real rows up to the first answer being trained on; no padding.
+        observed: what `Compressor.observe` returned, (batch, rows), for methods that define it.
+        final_norm: the decoder's last normalisation.
+    """
+
+    hidden: Tensor
+    layout: VisualLayout
+    visual: Tensor
+    prompt: Tensor
+    observed: Tensor | None
+    final_norm: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A method's decision.
+
+    Attributes:
+        kept: (images, tokens) bool.
+        counts: tokens kept per image, on the host; None when only the device knows.
+        scores: (images, tokens) the larger the sooner kept, for pictures; None where a method has no such number.
+    """
+
+    kept: Tensor
+    counts: tuple[int, ...] | None = None
+    scores: Tensor | None = None
