@@ -21,7 +21,7 @@ from foveal.engine.frame import StageResult
 from foveal.engine.hooks import Hooks
 from foveal.errors import FovealError
 
-__all__ = ["Run", "Stage", "attach", "compress", "detach"]
+__all__ = ["Run", "Stage", "attach", "attached", "compress", "detach"]
 
 # The hooks live as long as they are in the model; a strong value would keep its own key alive.
 _attached: WeakKeyDictionary[nn.Module, ref[Hooks]] = WeakKeyDictionary()
@@ -147,6 +147,12 @@ def detach(model: nn.Module) -> None:
     hooks = _hooks_of(find_parts(model).decoder)
     if hooks is not None:
         _remove(hooks)
+
+
+def attached(model: nn.Module) -> Compressor | None:
+    """The compressor at work on `model`, None if there is none."""
+    hooks = _hooks_of(find_parts(model).decoder)
+    return None if hooks is None else hooks.compressor
 
 
 def _hooks_of(decoder: nn.Module) -> Hooks | None:

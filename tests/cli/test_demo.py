@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 import foveal.mini
-from foveal.cli import demo
+from foveal.cli import demo_study
 from foveal.evaluation import EvaluationResult, Record
 
-TINY = demo.Plan(questions=12, budgets=(9,), steps=2, batch_size=2)
+TINY = demo_study.Plan(questions=12, budgets=(9,), steps=2, batch_size=2)
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
     """The demo at its smallest, on a random model."""
-    monkeypatch.setattr(demo, "QUICK", TINY)
+    monkeypatch.setattr(demo_study, "QUICK", TINY)
     monkeypatch.setattr(foveal.mini, "weights_path", lambda: checkpoint)
 
 
@@ -52,17 +52,17 @@ def test_json_is_all_of_stdout(run: Any, tmp_path: Path) -> None:
 
 
 def test_the_plan_keeps_its_promises() -> None:
-    assert demo.Plan().questions >= 300
+    assert demo_study.Plan().questions >= 300
 
 
-def outcome(*scores: float) -> demo.Outcome:
+def outcome(*scores: float) -> demo_study.Outcome:
     records = [Record(str(n), "", "", "exact", "?", ("a",), "a", score) for n, score in enumerate(scores)]
-    return demo.Outcome({("dart", 16): EvaluationResult(tuple(records))})
+    return demo_study.Outcome({("dart", 16): EvaluationResult(tuple(records))})
 
 
 def test_the_verdict_gives_epic_only_what_plain_training_did_not() -> None:
     before, plain, epic = (outcome(*[1.0] * right + [0.0] * (100 - right)) for right in (50, 60, 75))
-    verdict = demo.Study(TINY, before, plain, epic).verdict()
+    verdict = demo_study.Study(TINY, before, plain, epic).verdict()
     assert "EPIC changed accuracy by +25.0" in verdict
     assert "equally many steps by +10.0" in verdict
     assert "So +15.0" in verdict
@@ -71,4 +71,4 @@ def test_the_verdict_gives_epic_only_what_plain_training_did_not() -> None:
 
 def test_the_verdict_admits_noise() -> None:
     before, plain, epic = (outcome(*[1.0] * right + [0.0] * (100 - right)) for right in (50, 60, 61))
-    assert "cannot tell" in demo.Study(TINY, before, plain, epic).verdict()
+    assert "cannot tell" in demo_study.Study(TINY, before, plain, epic).verdict()

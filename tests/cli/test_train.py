@@ -35,8 +35,10 @@ def test_a_checkpoint_that_names_its_method(run: Any, checkpoint: Path, photo: P
     assert (reply["method"], reply["kept"], reply["options"]["layer"]) == ("fastv", 36, 1)
     before = AutoModelForImageTextToText.from_pretrained(checkpoint).state_dict()
     after = AutoModelForImageTextToText.from_pretrained(out).state_dict()
-    name = "model.language_model.layers.3.mlp.up_proj.weight"
-    assert not torch.equal(before[name], after[name])
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert any("language_model" in name for name in changed)
+    assert any("projector" in name for name in changed)
+    assert not any("vision_tower" in name for name in changed)
 
 
 def test_a_file_of_conversations(run: Any, checkpoint: Path, tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def test_answers_go_before_answer() -> None:
     ("change", "message"),
     [
         ({"question": None}, "question q1: no `question`"),
+        ({"question": 3}, "question q1: no `question`"),
         ({"image": None}, "question q1: no `image`"),
+        ({"image": [[0]]}, "question q1: no `image`"),
         ({"answer": None}, "question q1: no answer"),
         ({"answers": []}, "no answer"),
         ({"metric": "bleu"}, "question q1: unknown metric 'bleu': choose one of choice, exact, pope, vqa"),
@@ -86,6 +88,13 @@ def test_a_bad_line_is_named(tmp_path: Path, line: object, message: str) -> None
     with pytest.raises(FovealError, match=message) as caught:
         load_questions(write(tmp_path, GOOD, line))
     assert "mine.jsonl" in str(caught.value)
+
+
+def test_lines_end_where_json_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    line = json.dumps({**GOOD, "question": "one\u2028two"}, ensure_ascii=False)
+    path.write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\r\n" + line.encode())
+    assert [question.question for question in load_questions(path)] == ["one\u2028two"] * 2
 
 
 def test_a_file_without_questions(tmp_path: Path) -> None:

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from foveal import FovealError
-from foveal.evaluation import EvaluationResult, Record, append_row, provenance, write_json
+from foveal.evaluation import EvaluationResult, Record, append_row, write_json
 
 
 def record(number: int, score: float, **changes: str) -> Record:
@@ -81,34 +79,3 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_json(path, [object()])
     assert json.loads(path.read_text()) == [1]
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_provenance_says_what_ran_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["/some/folder/bin/foveal", "eval", "--data", "my file.jsonl"])
-    found = json.loads(json.dumps(provenance(seed=3)))
-    assert found["command"] == "foveal eval --data 'my file.jsonl'"
-    assert found["seed"] == 3
-    assert set(found["versions"]) == {"python", "foveal", "torch", "transformers"}
-    assert found["hardware"]["cores"] >= 1
-    assert found["hardware"]["cpu"]
-    assert found["date"].endswith("+00:00")
-
-
-def test_provenance_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["/x/foveal/__main__.py", "demo"])
-    assert provenance()["command"] == "python -m foveal demo"
-
-
-def test_no_commit_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foveal.evaluation import provenance as package_function  # the function shadows its module
-
-    module = sys.modules[package_function.__module__]
-    module._commit.cache_clear()
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "provenance.py"))
-    try:
-        assert provenance()["commit"] is None
-        subprocess.run(["git", "init", "-q", tmp_path], check=True)
-        module._commit.cache_clear()
-        assert provenance()["commit"] is None
-    finally:
-        module._commit.cache_clear()

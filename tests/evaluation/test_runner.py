@@ -58,6 +58,17 @@ def test_compression_reaches_the_answers(model: Any, questions: Any) -> None:
     assert said(run(model, questions)) != said(run(model, questions, foveal.DART(keep=4)))
 
 
+def test_a_compressor_already_attached_is_used_and_named(model: Any, questions: Any) -> None:
+    run_of_model = foveal.attach(model, foveal.DART(keep=9))
+    try:
+        result = run(model, questions)
+    finally:
+        run_of_model.detach()
+    assert (result.settings["method"], result.settings["keep"]) == ("dart", 9)
+    assert said(result) == said(run(model, questions, foveal.DART(keep=9)))
+    assert run(model, questions[:1]).settings["method"] == "none"
+
+
 def test_a_second_run_says_the_same(model: Any, questions: Any) -> None:
     assert said(run(model, questions, foveal.DART(keep=9))) == said(
         run(model, questions, foveal.DART(keep=9))

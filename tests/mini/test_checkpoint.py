@@ -50,9 +50,15 @@ def test_the_whole_package_fits_in_twelve_megabytes() -> None:
     assert {"atlas.png", "glyphs.png", "LICENSE-ART.md", "model.safetensors"} <= {path.name for path in files}
 
 
-@pytest.mark.parametrize(("mode", "size"), [("RGB", (96, 96)), ("RGBA", (31, 250)), ("L", (640, 48)), ("P", (7, 7))])
-def test_takes_images_of_any_size_and_mode(model: Any, processor: Any, mode: str, size: tuple[int, int]) -> None:
-    inputs = processor(text="USER: <image>\nis there a fox in the image? ASSISTANT:", images=Image.new(mode, size))
+@pytest.mark.parametrize(
+    ("mode", "size"), [("RGB", (96, 96)), ("RGBA", (31, 250)), ("L", (640, 48)), ("P", (7, 7))]
+)
+def test_takes_images_of_any_size_and_mode(
+    model: Any, processor: Any, mode: str, size: tuple[int, int]
+) -> None:
+    inputs = processor(
+        text="USER: <image>\nis there a fox in the image? ASSISTANT:", images=Image.new(mode, size)
+    )
     ids = torch.as_tensor(inputs["input_ids"])
     assert (ids == model.config.image_token_id).sum() == 144
     assert np.asarray(inputs["pixel_values"]).shape == (1, 3, 96, 96)
@@ -80,7 +86,9 @@ def test_answers_held_out_questions_and_needs_the_picture(model: Any, processor:
 
     def accuracy(asked: list[dict[str, Any]]) -> float:
         answers = answer_questions(model, processor, asked, batch=60)
-        return sum(answer == sample["answer"] for answer, sample in zip(answers, asked, strict=True)) / len(asked)
+        return sum(answer == sample["answer"] for answer, sample in zip(answers, asked, strict=True)) / len(
+            asked
+        )
 
     seeing, blind = accuracy(samples), accuracy([{**sample, "image": blank} for sample in samples])
     assert seeing > 0.8
@@ -98,7 +106,9 @@ def test_a_second_turn_can_be_asked(model: Any, processor: Any) -> None:
             f"USER: what is in the {foveal.mini.scenes.CELLS[item.cell]}? ASSISTANT:"
         )
         inputs = processor(text=prompt, images=scene.render(), return_tensors="pt")
-        output = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        output = model.generate(**inputs, max_new_tokens=4, do_sample=False)[
+            0, inputs["input_ids"].shape[1] :
+        ]
         right += processor.decode(output, skip_special_tokens=True) == item.name
     assert right >= 15
 
@@ -114,7 +124,9 @@ def test_texts_find_the_patches_they_name(clip: CLIPModel) -> None:
     processor = AutoProcessor.from_pretrained(WEIGHTS / "clip")
     scenes = [make_scene("test", 9000 + index) for index in range(32)]
     texts = [f"where is the {scene.objects[0].name}?" for scene in scenes]
-    inputs = processor(text=texts, images=[scene.render() for scene in scenes], padding=True, return_tensors="pt")
+    inputs = processor(
+        text=texts, images=[scene.render() for scene in scenes], padding=True, return_tensors="pt"
+    )
     with torch.no_grad():
         pooled = clip.text_model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
         text = torch.nn.functional.normalize(clip.text_projection(pooled), dim=-1)
@@ -131,7 +143,9 @@ def test_clip_matches_pictures_with_their_captions(clip: CLIPModel) -> None:
     processor = AutoProcessor.from_pretrained(WEIGHTS / "clip")
     scenes = [make_scene("test", 9100 + index) for index in range(32)]
     texts = ["a picture of " + ", ".join(f"a {item.name}" for item in scene.objects) for scene in scenes]
-    inputs = processor(text=texts, images=[scene.render() for scene in scenes], padding=True, return_tensors="pt")
+    inputs = processor(
+        text=texts, images=[scene.render() for scene in scenes], padding=True, return_tensors="pt"
+    )
     with torch.no_grad():
         logits = clip(**inputs).logits_per_image
     assert (logits.argmax(-1) == torch.arange(32)).float().mean() > 0.6

@@ -16,7 +16,9 @@ def test_types_are_balanced_and_pope_in_its_subsets_and_answers() -> None:
     dataset = SceneQuestions("test", 600)
     questions = [dataset.question(index)[1] for index in range(600)]
     assert Counter(question.type for question in questions) == dict.fromkeys(TYPES, 60)
-    pope = Counter((question.subset, question.answer) for question in questions if question.type == "existence")
+    pope = Counter(
+        (question.subset, question.answer) for question in questions if question.type == "existence"
+    )
     assert pope == {(subset, answer): 10 for subset in POPE_SUBSETS for answer in ("yes", "no")}
     assert len({question.id for question in questions}) == 600
 

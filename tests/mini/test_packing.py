@@ -27,7 +27,7 @@ def codec() -> Codec:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "foveal_plain"])
 def test_packed_logits_equal_those_of_each_question_alone(codec: Codec, attention: str) -> None:
-    model = Learner(build_llava(build_tokenizer(), seed=1)).model.eval()
+    model = Learner(build_llava(build_tokenizer(), seed=1), codec).model.eval()
     model.set_attn_implementation(attention)
     scene = make_scene("train", 5)
     segments = [codec.segment(turns) for turns in TURNS]
@@ -39,7 +39,9 @@ def test_packed_logits_equal_those_of_each_question_alone(codec: Codec, attentio
         for segment in segments:
             ids = torch.tensor([[*codec.prefix, *segment.ids]])
             labels = torch.tensor([*([IGNORE] * len(codec.prefix)), *segment.labels])
-            logits = model(input_ids=ids, pixel_values=batch.pixels, attention_mask=torch.ones_like(ids)).logits[0]
+            logits = model(
+                input_ids=ids, pixel_values=batch.pixels, attention_mask=torch.ones_like(ids)
+            ).logits[0]
             alone.append(logits[:-1][labels[1:] != IGNORE])
             expected.append(labels[labels != IGNORE])
     assert torch.equal(targets, torch.cat(expected))

@@ -14,7 +14,9 @@ from foveal.mini.scenes import CELLS, FREQUENCY, THEMES, Scene, SceneObject, mak
 
 SCENES = [make_scene(split, index) for split in ("train", "test") for index in range(150)]
 CHINESE = {item.chinese: item.name for item in CLASSES}
-CELLS_CN = dict(zip(("左上", "中上", "右上", "左边", "正中", "右边", "左下", "中下", "右下"), CELLS, strict=True))
+CELLS_CN = dict(
+    zip(("左上", "中上", "右上", "左边", "正中", "右边", "左下", "中下", "右下"), CELLS, strict=True)
+)
 COLORS_CN = {chinese: name for name, (_, chinese) in COLORS.items()}
 
 
@@ -145,7 +147,18 @@ def test_ids_are_unique_and_every_benchmark_has_its_format() -> None:
     questions = [question for scene in SCENES for question in ask_all(scene, per_type=2)]
     assert len({question.id for question in questions}) == len(questions)
     assert {question.benchmark for question in questions} == {
-        *("vqav2", "gqa", "vizwiz", "scienceqa", "textvqa", "pope", "mme", "mmbench_en", "mmbench_cn", "ocrbench"),
+        *(
+            "vqav2",
+            "gqa",
+            "vizwiz",
+            "scienceqa",
+            "textvqa",
+            "pope",
+            "mme",
+            "mmbench_en",
+            "mmbench_cn",
+            "ocrbench",
+        ),
     }
     for question in questions:
         assert question.answer in question.answers
@@ -153,7 +166,9 @@ def test_ids_are_unique_and_every_benchmark_has_its_format() -> None:
         assert (question.metric == "choice") == bool(question.choices)
 
 
-@pytest.mark.parametrize("kind", ["existence", "verify", "relation", "choice_en", "choice_cn", "unanswerable"])
+@pytest.mark.parametrize(
+    "kind", ["existence", "verify", "relation", "choice_en", "choice_cn", "unanswerable"]
+)
 def test_no_answer_can_be_guessed(kind: str) -> None:
     answers = Counter(question.answer for scene in SCENES for question in ask_all(scene, [kind], per_type=4))
     ceiling = {"choice_en": 0.31, "choice_cn": 0.31}.get(kind, 0.57)
@@ -168,8 +183,12 @@ def test_the_negatives_of_pope_are_what_their_names_say() -> None:
             assert not present & set(negatives(scene, subset))
         rest = set(range(len(CLASSES))) - present
         popular = negatives(scene, "popular")
-        assert min(FREQUENCY[kind] for kind in popular) >= max(FREQUENCY[kind] for kind in rest - set(popular))
-        assert {themes[kind] for kind in negatives(scene, "adversarial")} <= {themes[kind] for kind in present}
+        assert min(FREQUENCY[kind] for kind in popular) >= max(
+            FREQUENCY[kind] for kind in rest - set(popular)
+        )
+        assert {themes[kind] for kind in negatives(scene, "adversarial")} <= {
+            themes[kind] for kind in present
+        }
 
 
 def test_existence_can_be_asked_for_either_answer() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from foveal.mini.architecture import build_llava
-from foveal.mini.learner import Learner
+from foveal.mini.learner import Learner, make_batch
 from foveal.mini.packing import IGNORE, Codec
 from foveal.mini.stages import STAGES, Lesson, Stage, lesson
 from foveal.mini.tokenizer import build_tokenizer
@@ -51,7 +51,9 @@ def test_a_killed_run_goes_on_to_identical_weights(
     for one, two in ((whole.learner, resumed.learner), (whole.contrast, resumed.contrast)):
         for key, value in one.state_dict().items():
             assert torch.equal(value, two.state_dict()[key]), key
-    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()
+    ]
     assert steps == [2, 4, 2, 4]
 
 
@@ -63,7 +65,7 @@ def test_stops_when_the_time_is_up_and_saves(tmp_path: Path) -> None:
 
 
 def test_the_tower_stage_leaves_the_decoder_alone_and_learns() -> None:
-    learner = Learner(build_llava(build_tokenizer()))
+    learner = Learner(build_llava(build_tokenizer()), Codec(build_tokenizer()))
     learner.select(STAGES["tower"])
     trained = {name for name, part in learner.named_parameters() if part.requires_grad}
     assert any("vision_tower.encoder.layers.3" in name for name in trained)
@@ -102,5 +104,24 @@ def test_the_mixture_has_easy_vqa_and_conversations() -> None:
     assert 10 < easy < 45
     ends = build_tokenizer().eos_token_id
     turns = [segment.labels.count(ends) for item in lessons for segment in item.segments]
-    assert set(turns) == {1, 2, 3}
+    assert set(turns) == {0, 1, 2, 3}  # an item has no end
     assert all(segment.labels[-1] != IGNORE for item in lessons for segment in item.segments)
+
+
+def test_guidance_falls_as_attention_goes_to_the_object_named() -> None:
+    codec = Codec(build_tokenizer())
+    learner = Learner(build_llava(build_tokenizer()), codec)
+    stage = STAGES["items"]
+    batch = make_batch([lesson(stage, codec, 0, index) for index in range(2)], codec.prefix, 300)
+    learner.select(stage)
+    optimizer = torch.optim.SGD([part for part in learner.parameters() if part.requires_grad], lr=0.3)
+    seen = []
+    for _ in range(4):
+        losses = learner(batch, 0.0, 1.0)
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(float(losses["guide"]))
+    assert seen[0] > 3.0
+    assert seen[-1] < seen[0]
+    assert "guide" not in learner(batch, 0.0)

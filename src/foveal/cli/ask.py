@@ -42,8 +42,9 @@ def ask(
 
     A checkpoint trained by Foveal knows its method; the options given here go before it.
 
-    Examples: `foveal ask photo.jpg "is there a cat in the image?"`,
-    `foveal ask photo.jpg "what color is the car?" --model ./llava-1.5-7b-hf --method fastv --keep 64 --out kept.png`
+    Examples:
+    - `foveal ask photo.jpg "is there a cat in the image?"`
+    - `foveal ask photo.jpg "what color is the car?" --model ./llava-1.5-7b-hf --method fastv --keep 64 --out kept.png`
     """
     from foveal.images import open_image
 
@@ -92,7 +93,7 @@ def _reply(
     from foveal.evaluation.runner import encode, generate_answers
 
     inputs = encode(processor, [picture], [question])
-    tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    tokens = int((inputs["input_ids"] == getattr(model.config, "image_token_id", -1)).sum())
     with compress(model, compressor) if compressor else nullcontext() as run:
         answer = generate_answers(model, processor, [picture], [question], max_new_tokens=64)[0]
         reply: dict[str, Any] = {"answer": answer, "visual_tokens": tokens, "kept": tokens, "method": "none"}

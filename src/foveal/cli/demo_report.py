@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from foveal.cli.demo import KEEP, TITLES, TOKENS, Outcome, Study
+from foveal.cli.demo_study import KEEP, TITLES, TOKENS, Outcome, Study
 from foveal.compression import compress
 from foveal.compressors import get
 from foveal.evaluation.questions import as_question

@@ -53,10 +53,11 @@ def evaluate(
 ) -> None:
     """Measure accuracy under several methods and budgets on the same questions.
 
-    A line of a JSONL file of your own: `{"image": "cat.png", "question": "Is there a cat?", "answer": "yes"}`
+    A line of a JSONL file: `{"image": "cat.png", "question": "Is there a cat?", "answer": "yes"}`
 
-    Examples: `foveal eval --method none,dart,fastv --keep 48,32,16,9 --limit 500 --out results.jsonl`,
-    `foveal eval --data questions.jsonl --model ./llava-1.5-7b-hf --keep 128,64`
+    Examples:
+    - `foveal eval --method none,dart,fastv --keep 48,32,16,9 --limit 500 --out results.jsonl`
+    - `foveal eval --data questions.jsonl --model ./llava-1.5-7b-hf --keep 128,64`
     """
     from foveal.evaluation import evaluate as run_evaluation
 

@@ -21,7 +21,10 @@ def methods(
 ) -> None:
     """List the compression methods: their stage, their paper and what each needs.
 
-    Examples: `foveal list`, `foveal list dart`, `foveal list --json`
+    Examples:
+    - `foveal list`
+    - `foveal list dart`
+    - `foveal list --json`
     """
     from foveal.compressors import available, method_class
 

@@ -23,12 +23,12 @@ class TrainingBar(TrainerCallback):
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[note]}"),
         )
         console = Console(stderr=True)
         hidden = not console.is_terminal
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
-        self._task = self._bar.add_task(label, total=None, loss="")
+        self._task = self._bar.add_task(label, total=None, note="")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -51,9 +51,10 @@ class TrainingBar(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the newest loss."""
+        """Show the newest loss, and the fraction of visual tokens kept in that step."""
         if logs and "loss" in logs:
-            self._bar.update(self._task, loss=f"loss {float(logs['loss']):.3f}")
+            keep = f", {100 * logs['student_keep']:.0f} % of tokens" if "student_keep" in logs else ""
+            self._bar.update(self._task, note=f"loss {logs['loss']:.3f}{keep}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

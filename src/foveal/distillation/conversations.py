@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.errors import FovealError
+from foveal.files import read_text
 
 __all__ = ["load_conversations"]
 
@@ -39,16 +40,11 @@ def load_conversations(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _rows(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError as error:
-        raise FovealError(f"no such file: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise FovealError(f"cannot read {path} as UTF-8 text: {error}") from error
+    text = read_text(path).strip()
     try:
         if text.startswith("["):
             return list(json.loads(text))
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except json.JSONDecodeError as error:
         raise FovealError(f"{path}: no JSON ({error}); write one array, or one object a line") from error
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from foveal.errors import FovealError
 from foveal.evaluation.metrics import METRICS
+from foveal.files import read_text
 
 __all__ = ["Question", "as_question", "load_questions"]
 
@@ -70,9 +71,10 @@ def as_question(item: Any, index: int = 0) -> Question:
         dict(item) if isinstance(item, Mapping) else {n: getattr(item, n, None) for n in (*_NAMES, "answer")}
     )
     name = str(values.get("id") or index)
-    for key in ("image", "question"):
-        if values.get(key) is None:
-            raise FovealError(f"question {name}: no `{key}`")
+    if not isinstance(values.get("image"), Image.Image | str | Path):
+        raise FovealError(f"question {name}: no `image`, a PIL image or the path of one")
+    if not isinstance(values.get("question"), str):
+        raise FovealError(f"question {name}: no `question`, a string")
     answers = values.get("answers") or values.get("answer")
     values["answers"] = (answers,) if isinstance(answers, str | int | float) else tuple(answers or ())
     values["answers"] = tuple(str(answer) for answer in values["answers"])
@@ -94,21 +96,12 @@ def load_questions(path: str | Path) -> list[Question]:
     """
     path = Path(path)
     questions = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             questions.append(_parse(line, path, number))
     if not questions:
         raise FovealError(f"{path} holds no questions: write one JSON object a line")
     return questions
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise FovealError(f"no such file: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise FovealError(f"cannot read {path} as UTF-8 text: {error}") from error
 
 
 _EXAMPLE = '{"image": "cat.png", "question": "Is there a cat?", "answer": "yes"}'

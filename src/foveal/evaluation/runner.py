@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from foveal.compression import compress
-from foveal.compressors import Compressor, get
+from foveal.compression import attached, compress
+from foveal.compressors import Compressor
 from foveal.errors import FovealError
 from foveal.evaluation.provenance import provenance
 from foveal.evaluation.questions import Question, as_question
@@ -35,7 +35,7 @@ def evaluate(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     questions: Iterable[Any],
-    compressor: Compressor | str | None = None,
+    compressor: Compressor | None = None,
     *,
     batch_size: int = 8,
     max_new_tokens: int = 16,
@@ -52,7 +52,7 @@ def evaluate(
         model: an image-text-to-text model; put into eval mode for the duration.
         processor: its processor, with a chat template.
         questions: `Question`s, or mappings or objects with their attributes, see `as_question`.
-        compressor: a method or the name of one; None leaves the model as it is.
+        compressor: a method; None leaves the model as it is, attached compressor and all.
         batch_size: questions per forward; changes speed and memory only.
         max_new_tokens: longest answer.
         seed: for methods that draw.
@@ -64,14 +64,14 @@ def evaluate(
     """
     if batch_size < 1:
         raise FovealError(f"batch_size={batch_size} must be at least 1")
-    method = get(compressor) if isinstance(compressor, str) else compressor
+    method = compressor or attached(model)
     total = len(questions) if isinstance(questions, Sized) else None
     records: list[Record] = []
     started = time.perf_counter()
     with (
         _progress(label or _method_name(method), total, progress) as advance,
         _evaluation_mode(model, seed),
-        _scope(model, method),
+        _scope(model, compressor),
     ):
         for batch in _batches(questions, batch_size):
             records.extend(_answer(model, processor, batch, max_new_tokens))
@@ -83,8 +83,8 @@ def evaluate(
     return EvaluationResult(tuple(records), settings, provenance(seed), time.perf_counter() - started)
 
 
-def _scope(model: PreTrainedModel, method: Compressor | None) -> AbstractContextManager[object]:
-    return compress(model, method) if method is not None else nullcontext()
+def _scope(model: PreTrainedModel, compressor: Compressor | None) -> AbstractContextManager[object]:
+    return compress(model, compressor) if compressor is not None else nullcontext()
 
 
 def _method_name(method: Compressor | None) -> str:
