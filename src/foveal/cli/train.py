@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from shutil import rmtree
 from typing import Annotated, Any
 
 import typer
@@ -31,11 +32,13 @@ def train(
         float | None,
         typer.Option(min=0, help="At its peak. Default: the paper's 2e-5; 5e-4 for the bundled model."),
     ] = None,
+    save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints to go on from.")] = 100,
     seed: Annotated[int, typer.Option(min=0, max=1023, help="Draws other batches and plans.")] = 0,
 ) -> None:
     """Fine-tune a model so that it stays accurate with few visual tokens.
 
-    Writes an ordinary Hugging Face checkpoint that names its method: `foveal.load` and `foveal ask` use it.
+    Writes an ordinary Hugging Face checkpoint that names its method: `foveal.load` and `foveal ask` use it. A run that
+    was stopped goes on from its last checkpoint when the same command is given again.
 
     Examples:
     - `foveal train --steps 200 --out my-model`
@@ -51,6 +54,7 @@ def train(
         samples,
         label=schedule,
         folder=out,
+        save_steps=save_steps,
         method=method,
         schedule=schedule,
         keep=float(parse_keep(keep)),
@@ -62,6 +66,8 @@ def train(
     )
     loaded.save_pretrained(out)
     processor.save_pretrained(out)
+    for checkpoint in out.glob("checkpoint-*"):
+        rmtree(checkpoint)
     rate = steps * batch_size / seconds
     told = f"{steps} steps in {seconds:.0f} s, {rate:.1f} conversations/s"
     screen().print(told, markup=False, soft_wrap=True)
@@ -80,7 +86,14 @@ def _samples(data: str, size: int, seed: int) -> Any:
 
 
 def fine_tune(
-    model: Any, processor: Any, samples: Any, *, label: str, folder: str | Path, **options: Any
+    model: Any,
+    processor: Any,
+    samples: Any,
+    *,
+    label: str,
+    folder: str | Path,
+    save_steps: int | None = None,
+    **options: Any,
 ) -> float:
     """Train `model` in place under a live progress bar; returns the seconds it took.
 
@@ -91,18 +104,21 @@ def fine_tune(
         processor: its processor.
         samples: see `VisionCollator`.
         label: the progress bar's text.
-        folder: for whatever the Trainer writes.
+        folder: for checkpoints; the run goes on from the last one found there.
+        save_steps: steps between checkpoints, None for none.
         options: of EpicConfig.
     """
     import torch
     from transformers import PrinterCallback
 
     from foveal.cli.progress import TrainingBar
-    from foveal.distillation import EpicConfig, EpicTrainer
+    from foveal.distillation import EpicConfig, EpicTrainer, last_checkpoint
 
     config = EpicConfig(
         output_dir=str(folder),
-        save_strategy="no",
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 0,
+        save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
         logging_steps=1,
@@ -121,5 +137,6 @@ def fine_tune(
     )
     trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
-    trainer.train()
+    checkpoint = last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return time.perf_counter() - started

@@ -6,7 +6,7 @@ from foveal.distillation.data import VisionCollator
 from foveal.distillation.lockstep import lockstep
 from foveal.distillation.losses import cross_entropy, forward_kl
 from foveal.distillation.schedules import FixedSchedule, Plan, ProgressiveSchedule, Schedule, progress
-from foveal.distillation.trainer import EpicTrainer
+from foveal.distillation.trainer import EpicTrainer, last_checkpoint
 
 __all__ = [
     "SCHEDULES",
@@ -19,6 +19,7 @@ __all__ = [
     "VisionCollator",
     "cross_entropy",
     "forward_kl",
+    "last_checkpoint",
     "load_conversations",
     "lockstep",
     "progress",

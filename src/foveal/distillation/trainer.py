@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
 from foveal.distillation.config import EpicConfig
@@ -19,7 +21,16 @@ from foveal.distillation.losses import cross_entropy, forward_kl
 from foveal.distillation.schedules import Plan, progress
 from foveal.loading import record_compressor
 
-__all__ = ["EpicTrainer"]
+__all__ = ["EpicTrainer", "last_checkpoint"]
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The newest whole checkpoint that a trainer left in `folder`, None if there is none.
+
+    Trainer writes its state last, so a checkpoint without one was cut short and is passed over.
+    """
+    found = [path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 class EpicTrainer(Trainer):

@@ -1,6 +1,6 @@
 """The bundled small model, its procedural pictures and questions, and the recipe it was trained with.
 
-    model = AutoModelForImageTextToText.from_pretrained(foveal.mini.weights_path())
+model = AutoModelForImageTextToText.from_pretrained(foveal.mini.weights_path())
 """
 
 from __future__ import annotations

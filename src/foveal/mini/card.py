@@ -72,7 +72,9 @@ def _table(seen: dict[str, Any], blank: dict[str, Any]) -> str:
     for name, rate in seen.items():
         interval = f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}"
         dim = 100 * blank[name]["accuracy"]
-        rows.append(f"| {name} | {rate['questions']} | {100 * rate['accuracy']:.1f} | {interval} | {dim:.1f} |")
+        rows.append(
+            f"| {name} | {rate['questions']} | {100 * rate['accuracy']:.1f} | {interval} | {dim:.1f} |"
+        )
     return "\n".join(rows) + "\n"
 
 

@@ -118,10 +118,12 @@ class Contrast(nn.Module):
         """Freeze what the decoder reads; return the optimiser's one group."""
         self.requires_grad_(True)
         vision = self.clip.vision_model
-        nn.ModuleList([vision.embeddings, vision.pre_layrnorm, *vision.encoder.layers[:-1]]).requires_grad_(False)
+        nn.ModuleList([vision.embeddings, vision.pre_layrnorm, *vision.encoder.layers[:-1]]).requires_grad_(
+            False
+        )
         return [{"params": [part for part in self.parameters() if part.requires_grad], "scale": 1.0}]
 
-    def forward(self, batch: ContrastBatch, auxiliary: float, guided: float = 0.0) -> dict[str, Tensor]:  # noqa: ARG002
+    def forward(self, batch: ContrastBatch, auxiliary: float, guided: float = 0.0) -> dict[str, Tensor]:
         """The losses of a batch: "loss" to descend, and its parts "captions" and "patches"."""
         output = self.clip.vision_model(batch.pixels, output_hidden_states=True)
         image = functional.normalize(self.clip.visual_projection(output.pooler_output), dim=-1).float()
@@ -129,7 +131,11 @@ class Contrast(nn.Module):
         target = torch.arange(len(logits), device=logits.device)
         captions = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
         patches = self._patches(batch, output.hidden_states[-2][:, 1:])
-        return {"loss": captions + auxiliary * patches, "captions": captions.detach(), "patches": patches.detach()}
+        return {
+            "loss": captions + auxiliary * patches,
+            "captions": captions.detach(),
+            "patches": patches.detach(),
+        }
 
     def _text(self, tokens: tuple[Tensor, Tensor]) -> Tensor:
         pooled = self.clip.text_model(input_ids=tokens[0], attention_mask=tokens[1]).pooler_output

@@ -39,8 +39,16 @@ class SceneQuestions:
         if not 0 <= seed < 1024:
             raise ValueError(f"seed is the number of a block of scenes, 0..1023; got {seed}")
         if not 1 <= per_image <= len(types):
-            raise ValueError(f"per_image must be between 1 and the number of types, {len(types)}; got {per_image}")
-        self.split, self.size, self.seed, self.per_image, self.types = split, size, seed, per_image, tuple(types)
+            raise ValueError(
+                f"per_image must be between 1 and the number of types, {len(types)}; got {per_image}"
+            )
+        self.split, self.size, self.seed, self.per_image, self.types = (
+            split,
+            size,
+            seed,
+            per_image,
+            tuple(types),
+        )
 
     def __len__(self) -> int:
         return self.size

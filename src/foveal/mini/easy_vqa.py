@@ -48,7 +48,9 @@ def easy_vqa(split: str) -> tuple[EasyImage, ...]:
     turns: dict[int, list[tuple[str, str]]] = {}
     for question, answer, image in json.loads((folder / "questions.json").read_text(encoding="utf-8")):
         turns.setdefault(int(image), []).append((str(question), str(answer)))
-    return tuple(EasyImage(index, folder / "images" / f"{index}.png", tuple(turns[index])) for index in sorted(turns))
+    return tuple(
+        EasyImage(index, folder / "images" / f"{index}.png", tuple(turns[index])) for index in sorted(turns)
+    )
 
 
 def easy_vqa_questions(image: EasyImage, split: str) -> list[Question]:

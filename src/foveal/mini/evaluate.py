@@ -115,14 +115,20 @@ def _training(log: Path, hardware: str) -> dict[str, Any]:
     for line in log.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         last[entry["stage"]] = {**entry, "batch": STAGES[entry["stage"]].batch}
-    command = "OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 -m foveal.mini.train --out runs/mini"
+    command = (
+        "OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 -m foveal.mini.train --out runs/mini"
+    )
     return {"command": command, "seed": 0, "hardware": hardware, "stages": list(last.values())}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m foveal.mini.evaluate", description="Measure the bundled model.")
-    parser.add_argument("folder", type=Path, help="the checkpoint; results.json and README.md are written into it")
+    parser = argparse.ArgumentParser(
+        prog="python -m foveal.mini.evaluate", description="Measure the bundled model."
+    )
+    parser.add_argument(
+        "folder", type=Path, help="the checkpoint; results.json and README.md are written into it"
+    )
     parser.add_argument("--size", type=int, default=2000, help="how many scenes")
     parser.add_argument("--easy", type=int, help="how many images of easy-VQA's test (default all 1,000)")
     parser.add_argument("--log", type=Path, help="log.jsonl of the training run, to be quoted in the results")
@@ -133,7 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results["training"] = _training(options.log, options.hardware)
     (options.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (options.folder / "README.md").write_text(card(results), encoding="utf-8")
-    summary = {part: results[part]["overall"] for part in ("scenes", "scenes_blanked", "easy_vqa", "easy_vqa_blanked")}
+    summary = {
+        part: results[part]["overall"]
+        for part in ("scenes", "scenes_blanked", "easy_vqa", "easy_vqa_blanked")
+    }
     Console().print_json(data=summary)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from foveal.mini.scenes import GRID
 from foveal.mini.tokenizer import IMAGE_TOKEN
 
-__all__ = ["IGNORE", "Codec", "Pack", "Segment", "answer_logits", "collate", "tower_states"]
+__all__ = ["IGNORE", "PADDING", "Codec", "Pack", "Segment", "answer_logits", "collate", "tower_states"]
 
 IGNORE = -100
 PADDING = -1
@@ -27,27 +28,33 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class Segment:
-    """Token ids after the prefix, and the same with everything but the answers replaced by -100."""
+    """Token ids after the prefix, and the same with everything but the answers replaced by -100.
+
+    `looks` holds (token, patch) pairs: while predicting what follows this token, look at this patch and the one below.
+    """
 
     ids: list[int]
     labels: list[int]
+    looks: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A batch of packed sequences: four int64 tensors (batch, length).
+    """A batch of packed sequences: int64 tensors (batch, length), but for `looks`.
 
     Attributes:
         ids: token ids.
         labels: token ids of the answers at their own places, -100 elsewhere.
         positions: position ids, which begin again after the prefix for each segment.
         segments: 0 for the prefix, 1, 2, ... for the segments, -1 for padding.
+        looks: the segments' looks as (row, column, patch), (looks, 3).
     """
 
     ids: Tensor
     labels: Tensor
     positions: Tensor
     segments: Tensor
+    looks: Tensor
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """The additive attention mask, (batch, 1, length, length): 0 where a row may look, -inf elsewhere."""
@@ -55,11 +62,15 @@ class Pack:
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         rows, columns = self.segments[:, :, None], self.segments[:, None, :]
         allowed = causal.to(rows.device) & ((columns == 0) | (columns == rows))
-        return torch.zeros(allowed.shape, dtype=dtype, device=rows.device).masked_fill_(~allowed, -torch.inf)[:, None]
+        return torch.zeros(allowed.shape, dtype=dtype, device=rows.device).masked_fill_(~allowed, -torch.inf)[
+            :, None
+        ]
 
     def to(self, device: torch.device) -> Pack:
         """The same on a device."""
-        return Pack(*(part.to(device) for part in (self.ids, self.labels, self.positions, self.segments)))
+        return Pack(
+            *(part.to(device) for part in (self.ids, self.labels, self.positions, self.segments, self.looks))
+        )
 
 
 class Codec:
@@ -77,16 +88,24 @@ class Codec:
             self._known[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._known[text]
 
-    def segment(self, turns: Sequence[tuple[str, str]]) -> Segment:
-        """A segment of one or more (question, answer) turns, in the chat template's format."""
+    def segment(self, turns: Sequence[tuple[str, str]], letters: Sequence[int] = ()) -> Segment:
+        """A segment of one or more (question, answer) turns, in the chat template's format.
+
+        `letters` are the upper patches of the letters that a single turn's answer spells.
+        """
         ids: list[int] = []
         labels: list[int] = []
         for number, (question, answer) in enumerate(turns):
-            asked = [*(self.encode("USER:") if number else ()), *self.encode(question), *self.encode("ASSISTANT:")]
+            asked = [
+                *(self.encode("USER:") if number else ()),
+                *self.encode(question),
+                *self.encode("ASSISTANT:"),
+            ]
             told = self.encode(f"{answer}</s>")
             ids += [*asked, *told]
             labels += [*([IGNORE] * len(asked)), *told]
-        return Segment(ids, labels)
+        first = len(asked) - 1
+        return Segment(ids, labels, tuple((first + number, patch) for number, patch in enumerate(letters)))
 
     def item(self, cue: str, told: Sequence[int]) -> Segment:
         """A cue and what must follow it at once, with nothing of the chat format between."""
@@ -96,23 +115,31 @@ class Codec:
 
 def collate(prefix: Sequence[int], samples: Sequence[Sequence[Segment]], length: int) -> Pack:
     """Pack each sample's segments behind the prefix, leaving out those that no longer fit in `length` tokens."""
-    rows = [_row(prefix, segments, length) for segments in samples]
-    return Pack(*(torch.tensor(part) for part in zip(*rows, strict=True)))
+    rows, looks = [], []
+    for number, segments in enumerate(samples):
+        *row, looked = _row(prefix, segments, length)
+        rows.append(row)
+        looks += [(number, *look) for look in looked]
+    ids, labels, positions, owners = (torch.tensor(part) for part in zip(*rows, strict=True))
+    return Pack(ids, labels, positions, owners, torch.tensor(looks, dtype=torch.long).reshape(-1, 3))
 
 
-def _row(prefix: Sequence[int], segments: Sequence[Segment], length: int) -> tuple[list[int], ...]:
+def _row(prefix: Sequence[int], segments: Sequence[Segment], length: int) -> tuple[list[Any], ...]:
+    looks: list[tuple[int, int]] = []
     start = len(prefix)
     ids, labels, positions, owners = list(prefix), [IGNORE] * start, list(range(start)), [0] * start
     for number, segment in enumerate(segments, 1):
         size = len(segment.ids)
         if len(ids) + size > length:
             continue
+        looks += [(len(ids) + token, patch) for token, patch in segment.looks]
         ids += segment.ids
         labels += segment.labels
         positions += range(start, start + size)
         owners += [number] * size
     spare = length - len(ids)
-    return ids + [0] * spare, labels + [IGNORE] * spare, positions + [0] * spare, owners + [PADDING] * spare
+    rest = [IGNORE] * spare, [0] * spare, [PADDING] * spare
+    return ids + [0] * spare, labels + rest[0], positions + rest[1], owners + rest[2], looks
 
 
 def tower_states(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:

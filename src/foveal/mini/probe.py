@@ -20,7 +20,9 @@ __all__ = ["probe"]
 
 
 @torch.no_grad()
-def probe(learner: Learner, codec: Codec, scenes: int = 96, batch: int = 32, length: int = 512) -> dict[str, float]:
+def probe(
+    learner: Learner, codec: Codec, scenes: int = 96, batch: int = 32, length: int = 512
+) -> dict[str, float]:
     """Accuracy by question type, and "overall" as the mean of the types, on validation scenes."""
     right: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, scenes, batch):
@@ -36,11 +38,15 @@ def _score(learner: Learner, codec: Codec, indices: range, length: int) -> dict[
     for index in indices:
         scene = make_scene("validation", index)
         asked.append(list(ask_all(scene, per_type=2)))
-        lessons.append(Lesson(scene.render(), scene, [codec.segment([(q.question, q.answer)]) for q in asked[-1]]))
+        lessons.append(
+            Lesson(scene.render(), scene, [codec.segment([(q.question, q.answer)]) for q in asked[-1]])
+        )
     device = next(learner.parameters()).device
     data = make_batch(lessons, codec.prefix, length).to(device)
     assert data.pack is not None
-    logits, targets, (rows, columns) = answer_logits(learner.model, tower_states(learner.model, data.pixels), data.pack)
+    logits, targets, (rows, columns) = answer_logits(
+        learner.model, tower_states(learner.model, data.pixels), data.pack
+    )
     owners = data.pack.segments[rows, columns]
     wrong = set(zip(*(part[logits.argmax(-1) != targets].tolist() for part in (rows, owners)), strict=True))
     shown = set(zip(rows.tolist(), owners.tolist(), strict=True))

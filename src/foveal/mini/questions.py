@@ -10,12 +10,23 @@ from foveal.mini.draw import Draw
 from foveal.mini.scenes import CELLS, FREQUENCY, THEMES, Scene, SceneObject
 from foveal.mini.vocabulary import HELD_OUT_WORDS, SIGN_WORDS
 
-__all__ = ["CAPTIONS", "POPE_SUBSETS", "TYPES", "UNANSWERABLE", "Question", "ask", "ask_all", "caption", "negatives"]
+__all__ = [
+    "CAPTIONS",
+    "CELLS_CN",
+    "POPE_SUBSETS",
+    "TYPES",
+    "UNANSWERABLE",
+    "Question",
+    "ask",
+    "ask_all",
+    "caption",
+    "negatives",
+]
 
 POPE_SUBSETS = ("random", "popular", "adversarial")
 UNANSWERABLE = "unanswerable"
 _LETTERS = "ABCD"
-_CELLS_CN = ("左上", "中上", "右上", "左边", "正中", "右边", "左下", "中下", "右下")
+CELLS_CN = ("左上", "中上", "右上", "左边", "正中", "右边", "左下", "中下", "右下")
 _MME = " please answer yes or no."
 _VIZWIZ = "if unsure say unanswerable. "
 
@@ -151,7 +162,9 @@ def _count(scene: Scene, draw: Draw) -> _Draft:
         category = draw.one(tuple(CATEGORIES))
         total = sum(CLASSES[item.kind].category == category for item in scene.objects)
         return _Draft(f"how many {category} pictures are there?", str(total), "category", "vqav2", "vqa")
-    kind = draw.one(scene.absent()) if draw.chance(0.15) else draw.one(sorted({i.kind for i in scene.objects}))
+    kind = (
+        draw.one(scene.absent()) if draw.chance(0.15) else draw.one(sorted({i.kind for i in scene.objects}))
+    )
     text = f"how many {CLASSES[kind].name} pictures are there?"
     return _Draft(text, str(scene.count(kind)), "object", "vqav2", "vqa")
 
@@ -265,8 +278,8 @@ def _choice_chinese(scene: Scene, draw: Draw) -> _Draft | None:
     name, names = CLASSES[item.kind].chinese, [CLASSES[kind].chinese for kind in wrong]
     colors = {key: chinese for key, (_, chinese) in COLORS.items()}
     text, right, others = {
-        "what": (f"{_CELLS_CN[item.cell]}是什么？", name, names),
-        "where": (f"{name}在哪里？", _CELLS_CN[item.cell], list(_CELLS_CN)),
+        "what": (f"{CELLS_CN[item.cell]}是什么？", name, names),
+        "where": (f"{name}在哪里？", CELLS_CN[item.cell], list(CELLS_CN)),
         "color": (f"{name}后面是什么颜色？", colors.get(str(item.disc), ""), list(colors.values())),
         "present": ("图中有什么？", name, names),
     }[subset]
@@ -304,7 +317,9 @@ _ASKERS: dict[str, Callable[[Scene, Draw], _Draft | None]] = {
 TYPES: tuple[str, ...] = tuple(_ASKERS)
 
 
-def ask(scene: Scene, kind: str, seed: int = 0, subset: str = "", positive: bool | None = None) -> Question | None:
+def ask(
+    scene: Scene, kind: str, seed: int = 0, subset: str = "", positive: bool | None = None
+) -> Question | None:
     """Ask one question of type `kind`, or None if the scene allows none.
 
     Args:
@@ -321,7 +336,15 @@ def ask(scene: Scene, kind: str, seed: int = 0, subset: str = "", positive: bool
     answers = (draft.answer,) * (10 if draft.metric == "vqa" else 1)
     name = f"{scene.id}-{kind}-{draft.subset}-{seed}"
     return Question(
-        name, draft.question, draft.answer, answers, draft.metric, kind, draft.subset, draft.benchmark, draft.choices
+        name,
+        draft.question,
+        draft.answer,
+        answers,
+        draft.metric,
+        kind,
+        draft.subset,
+        draft.benchmark,
+        draft.choices,
     )
 
 

@@ -29,6 +29,8 @@ __all__ = [
     "Scene",
     "SceneObject",
     "Word",
+    "cell_of_patch",
+    "make_page",
     "make_scene",
 ]
 
@@ -110,6 +112,14 @@ class Word:
     x: int
     y: int
 
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """For each letter the upper of the two patches that mostly show it."""
+        width, height = GLYPH_SIZE
+        top = max(round((self.y + height / 2) / PATCH) - 1, 0)
+        centres = (self.x + position * width + width // 2 for position in range(len(self.text)))
+        return tuple(top * GRID + min(centre // PATCH, GRID - 1) for centre in centres)
+
 
 @dataclass(frozen=True)
 class PatchLabels:
@@ -129,11 +139,17 @@ class Scene:
     objects: tuple[SceneObject, ...]
     word: Word | None
     look: str
+    page: tuple[Word, ...] = ()
 
     @property
     def id(self) -> str:
         """Unique name of the scene."""
         return f"{self.split}-{self.index}"
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """All that is written in it."""
+        return self.page if self.word is None else (self.word, *self.page)
 
     def count(self, kind: int) -> int:
         """How many objects of class `kind` there are."""
@@ -161,8 +177,8 @@ class Scene:
         for item in self.objects:
             if item.disc is not None:
                 _disc(canvas, item.x, item.y, item.radius, _shade(COLORS[item.disc][0], draw))
-        if self.word is not None:
-            _write(canvas, self.word, draw)
+        for word in self.words:
+            _write(canvas, word, draw)
         return _paste(canvas, self.objects)
 
     def render(self) -> Image.Image:
@@ -176,8 +192,8 @@ class Scene:
             labels.kind[_near(item.x, item.y, item.size // 2)] = item.kind + 1
             if item.disc is not None:
                 labels.disc[_near(item.x, item.y, item.radius)] = list(COLORS).index(item.disc) + 1
-        if self.word is not None:
-            _label_letters(labels.letter, self.word)
+        for word in self.words:
+            _label_letters(labels.letter, word)
         return PatchLabels(labels.kind.reshape(-1), labels.disc.reshape(-1), labels.letter.reshape(-1))
 
 
@@ -198,6 +214,14 @@ def make_scene(split: str, index: int, objects: tuple[int, int] = (3, 6), word: 
     items = tuple(_place(draw, kind, cell) for kind, cell in zip(kinds, cells, strict=False))
     sign = _draw_word(draw, split, cells[total]) if draw.chance(word) else None
     return Scene(split, index, items, sign, f"{seed}/{draw.below(1 << 30)}")
+
+
+def make_page(index: int) -> Scene:
+    """A training picture with a word in each of the nine cells and nothing else: reading practice."""
+    seed = SPLITS["train"][index]
+    draw = Draw(f"page/{seed}")
+    words = tuple(_draw_word(draw, "train", cell) for cell in range(9))
+    return Scene("train", index, (), None, f"page/{seed}", words)
 
 
 def _draw_kinds(draw: Draw, total: int) -> list[int]:
@@ -311,6 +335,12 @@ def _paste(canvas: Pixels, items: tuple[SceneObject, ...]) -> Pixels:
     return np.asarray(picture.convert("RGB"))
 
 
+def cell_of_patch() -> NDArray[np.int64]:
+    """The cell 0..8 that each patch's centre is in, int64 (144,)."""
+    rows, columns = (np.indices((GRID, GRID)) * PATCH + PATCH // 2) // CELL_SIDE
+    return np.asarray(rows * 3 + columns, np.int64).reshape(-1)
+
+
 def _near(x: int, y: int, radius: int) -> NDArray[np.bool_]:
     """The patches whose centre is within `radius` of a point, bool (12, 12)."""
     rows, columns = np.indices((GRID, GRID)) * PATCH + PATCH // 2
@@ -319,7 +349,6 @@ def _near(x: int, y: int, radius: int) -> NDArray[np.bool_]:
 
 def _label_letters(labels: NDArray[np.int64], word: Word) -> None:
     """Name each patch of the two rows that the word mostly covers by the letter under its centre."""
-    top = round((word.y + GLYPH_SIZE[1] / 2) / PATCH) - 1
-    for position, letter in enumerate(word.text):
-        column = (word.x + position * GLYPH_SIZE[0] + GLYPH_SIZE[0] // 2) // PATCH
-        labels[max(top, 0) : top + 2, min(column, GRID - 1)] = LETTERS.index(letter) + 1
+    for patch, letter in zip(word.patches, word.text, strict=True):
+        row, column = divmod(patch, GRID)
+        labels[row : row + 2, column] = LETTERS.index(letter) + 1

@@ -1,13 +1,17 @@
 """What the model is taught, in what order.
 
-Each stage is a phase change that the next one needs; leaving one out leaves the model on a plateau at chance:
-
 1. ``tower``: what each patch shows. The tower learns to see.
 2. ``captions``: the nine cells as a list. The decoder learns to read the visual tokens by place.
-3. ``lists``: many short questions that name an object ("fox?", "where is the fox?"). It learns to look things up by
-   name.
-4. ``mixture``: every format, with easy-VQA, until more of the same no longer helps.
-5. ``clip``: the text tower, against the finished vision tower (see `contrastive`).
+3. ``lists``: many short questions. It learns to find an object by the colour of its disc, but not yet by its name.
+4. ``items``: name and answer side by side, with hints. It learns to look things up by name.
+5. ``mixture``: every format, with easy-VQA and pages of words, until more of the same no longer helps.
+6. ``clip``: the text tower, against the finished vision tower (see `contrastive`).
+
+To answer "where is the fox?" the answering token must find the name, and the name must find its patches. Each step
+is useless without the other, and from questions alone the model stayed at chance (``lists``: 400 steps without
+progress). Two hints break the deadlock: in ``items`` the answer follows the name at once, so that one step is enough;
+and a loss on the attention of two heads (see `learner`) shows them where to look. With both, existence rises from
+chance to 85 % within 400 steps.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from foveal.mini.draw import Draw
 from foveal.mini.easy_vqa import EasyImage, easy_vqa
 from foveal.mini.packing import Codec, Segment
 from foveal.mini.questions import CAPTIONS, ask, caption
-from foveal.mini.scenes import CELLS, Scene, make_scene
+from foveal.mini.scenes import CELLS, Scene, make_page, make_scene
 
 __all__ = ["STAGES", "Lesson", "Stage", "lesson"]
 
@@ -63,6 +67,8 @@ class Stage:
         tower: the tower's learning rate as a fraction of the rest's.
         auxiliary: weight of the loss on what each patch shows.
         guided: weight of the loss that shows two heads where the object named in a question is.
+        pages: share of pictures that are pages of words.
+        items: share of scenes asked about with name and answer side by side.
     """
 
     name: str
@@ -74,6 +80,8 @@ class Stage:
     tower: float
     auxiliary: float
     guided: float = 0.0
+    pages: float = 0.0
+    items: float = 0.0
 
     def rate_at(self, step: int, warm_up: int = 100) -> float:
         """Learning rate at a step: linear warm-up, then a cosine down to the floor."""
@@ -89,8 +97,8 @@ STAGES: dict[str, Stage] = {
         Stage("tower", 700, 64, 0, 1.5e-3, 0.3, 1.0, 1.0),
         Stage("captions", 500, 32, 256, 1.5e-3, 0.4, 0.3, 0.2),
         Stage("lists", 400, 32, 384, 1.5e-3, 0.5, 0.3, 0.2),
-        Stage("items", 500, 32, 400, 1.5e-3, 0.5, 0.5, 0.4, guided=0.5),
-        Stage("mixture", 4000, 32, 384, 1.5e-3, 0.0, 0.3, 0.1),
+        Stage("items", 300, 32, 400, 1.5e-3, 0.5, 0.5, 0.4, guided=0.5, items=1.0),
+        Stage("mixture", 2000, 32, 384, 1.5e-3, 0.0, 0.4, 0.2, guided=0.2, pages=0.15, items=0.4),
         Stage("clip", 800, 64, 0, 1.5e-3, 0.0, 1.0, 1.0),
     )
 }
@@ -111,9 +119,15 @@ def lesson(stage: Stage, codec: Codec, seed: int, index: int) -> Lesson:
     if stage.name == "mixture" and draw.chance(_EASY_SHARE):
         return _easy_lesson(codec, draw)
     number = seed * 2**34 + list(STAGES).index(stage.name) * 2**30 + index
+    if stage.pages and draw.chance(stage.pages):
+        return _page_lesson(codec, number, draw)
     scene = make_scene("train", number, _crowd(stage, draw), 0.6)
     turns = list(_CURRICULUM[stage.name](scene, draw))
-    segments = _items(scene, codec, draw) if stage.name == "items" else []
+    segments = _items(scene, codec, draw) if draw.chance(stage.items) else []
+    if stage.guided and scene.word is not None:
+        turns = [turn for turn in turns if turn[1] != scene.word.text]
+        asked = [codec.segment([turn], scene.word.patches) for turn in _asked(scene, "read", draw, 2)]
+        segments += asked
     segments += _segments(codec, turns, draw, stage.name == "mixture")
     return Lesson(scene.render(), scene, segments)
 
@@ -126,6 +140,13 @@ def _easy_lesson(codec: Codec, draw: Draw) -> Lesson:
     item: EasyImage = draw.one(easy_vqa("train"))
     turns = draw.several(item.turns, len(item.turns))
     return Lesson(item.render(), None, _segments(codec, turns, draw, True))
+
+
+def _page_lesson(codec: Codec, number: int, draw: Draw) -> Lesson:
+    page = make_page(number)
+    turns = [(f"what word is in the {CELLS[word.cell]}?", word.text) for word in page.words]
+    segments = [codec.segment([turn], word.patches) for turn, word in zip(turns, page.words, strict=True)]
+    return Lesson(page.render(), page, draw.several(segments, len(segments)))
 
 
 def _segments(codec: Codec, turns: list[Turn], draw: Draw, dialogues: bool) -> list[Segment]:
@@ -150,7 +171,11 @@ def _lists(scene: Scene, draw: Draw) -> Iterator[Turn]:
     kinds = present * 2 + draw.several(scene.absent(), 2 * len(present))
     for kind in draw.several(kinds, len(kinds)):
         yield f"{CLASSES[kind].name}?", "yes" if kind in present else "no"
-    turns = [caption(scene, "objects"), *_asked(scene, "position", draw, 10), *_asked(scene, "existence", draw, 8)]
+    turns = [
+        caption(scene, "objects"),
+        *_asked(scene, "position", draw, 10),
+        *_asked(scene, "existence", draw, 8),
+    ]
     turns += [*_asked(scene, "read", draw, 1), *_asked(scene, "color", draw, 3)]
     yield from draw.several(turns, len(turns))
 
@@ -167,7 +192,9 @@ def _items(scene: Scene, codec: Codec, draw: Draw) -> list[Segment]:
     segments = [codec.item(cue, codec.encode(told)) for cue, told in pairs]
     if scene.word is not None:
         letters = codec.encode(scene.word.text)
-        segments += [codec.item(f"{place} letter", [letter]) for place, letter in zip(_ORDINALS, letters, strict=False)]
+        segments += [
+            codec.item(f"{place} letter", [letter]) for place, letter in zip(_ORDINALS, letters, strict=False)
+        ]
     return segments
 
 

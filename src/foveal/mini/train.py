@@ -132,7 +132,9 @@ class Trainer:
         reached: torch.Tensor = self.accelerator.reduce(flag, "sum")
         return bool(reached.item() > 0)
 
-    def _save(self, stage: Stage, step: int, optimizer: Any, seconds: float, losses: dict[str, float]) -> None:
+    def _save(
+        self, stage: Stage, step: int, optimizer: Any, seconds: float, losses: dict[str, float]
+    ) -> None:
         if step == stage.steps:
             self.done.append(stage.name)
         if stage.name == "clip":
@@ -157,7 +159,9 @@ class Trainer:
         with self.accelerator.autocast():
             rates = probe(self.learner, self.codec, self.probed) if stage.length else {}
         entry = {"stage": stage.name, "step": step, "seconds": seconds, **losses, **rates}
-        line = json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in entry.items()})
+        line = json.dumps(
+            {key: round(value, 4) if isinstance(value, float) else value for key, value in entry.items()}
+        )
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(line + "\n")
         self.accelerator.print(line, flush=True)
@@ -170,9 +174,15 @@ def _has_bfloat16() -> bool:
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m foveal.mini.train", description="Train the bundled model.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the state, the log and the checkpoint")
-    parser.add_argument("--stage", choices=list(STAGES), action="append", help="only this stage (may be repeated)")
+    parser = argparse.ArgumentParser(
+        prog="python -m foveal.mini.train", description="Train the bundled model."
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the state, the log and the checkpoint"
+    )
+    parser.add_argument(
+        "--stage", choices=list(STAGES), action="append", help="only this stage (may be repeated)"
+    )
     parser.add_argument("--steps", type=int, help="steps of the stage instead of the recipe's")
     parser.add_argument("--max-minutes", type=float, help="save and stop after this long")
     parser.add_argument("--save-every", type=int, default=200, help="steps between two savings")
