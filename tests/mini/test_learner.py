@@ -53,10 +53,10 @@ def test_phrases_point_at_what_they_name_in_both_languages(codec: Codec, learner
     ):
         segment = codec.segment([(question, "yes")])
         batch = make_batch([Lesson(scene.render(), scene, [segment])], codec.prefix, 200)
-        objects, _, cells, letters, names, options = hints(learner, batch)
+        objects, _, cells, letters, first, last, options = hints(learner, batch)
         assert [target for _, target in objects] == [shown]
         assert [target for _, target in cells] == ([place] if "in the" in question else [])
-        assert names == [(names[0][0], {objects[0][0]})]
+        assert first == last == [(first[0][0], {objects[0][0]})]
         assert letters == options == []
 
 
@@ -77,7 +77,7 @@ def test_an_options_letter_points_at_the_option(codec: Codec, learner: Learner) 
     segment = codec.segment([("what is in the top left? A. bee B. tractor C. cat D. top left", "B")])
     batch = make_batch([Lesson(scene.render(), scene, [segment])], codec.prefix, 200)
     assert batch.pack is not None
-    ((column, target),) = hints(learner, batch)[5]
+    ((column, target),) = hints(learner, batch)[6]
     tokens = batch.pack.ids[0]
     assert build_tokenizer().decode(tokens[sorted(target)]) == "B. tractor"
     assert build_tokenizer().decode(tokens[[column]]) == "ASSISTANT:"
@@ -91,3 +91,16 @@ def test_easy_vqa_has_no_patch_labels_and_still_a_finite_loss(codec: Codec, lear
     assert (batch.patches == -100).all()
     losses = learner(batch, 1.0, 0.1)
     assert torch.isfinite(losses["loss"])
+
+
+def test_each_word_of_an_answer_points_at_the_names_asked_about(codec: Codec, learner: Learner) -> None:
+    scene = make_scene("train", 0)
+    segment = codec.segment([("is the fox left or right of the key?", "left")])
+    longer = codec.segment([("where is the fox?", "top left")])
+    batch = make_batch([Lesson(scene.render(), scene, [segment, longer])], codec.prefix, 200)
+    assert batch.pack is not None
+    words = build_tokenizer().convert_ids_to_tokens(batch.pack.ids[0].tolist())
+    *_, first, last, _ = hints(learner, batch)
+    assert [words[column] for column, _ in first] == ["ASSISTANT:", "ASSISTANT:", "top"]
+    assert [[words[token] for token in target] for _, target in first] == [["fox"], ["fox"], ["fox"]]
+    assert [[words[token] for token in target] for _, target in last] == [["key"], ["fox"], ["fox"]]

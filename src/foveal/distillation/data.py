@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from foveal.errors import FovealError
 from foveal.images import open_image
@@ -37,16 +39,19 @@ class VisionCollator:
             FovealError: an image that cannot be read, images and placeholders that do not match, a sample without
                 answer or longer than `max_length`; the message names the sample.
         """
-        conversations = [_with_images(sample, _name(sample, i)) for i, sample in enumerate(samples)]
-        batch = self.processor.apply_chat_template(
-            conversations,
-            tokenize=True,
-            return_dict=True,
+        conversations, pictures = [], []
+        for index, sample in enumerate(samples):
+            conversations.append(_checked(sample, _name(sample, index)))
+            pictures.append([_open(image, _name(sample, index)) for image in sample.get("images") or []])
+        texts, spans = self._render(conversations)
+        batch = self.processor(
+            text=texts,
+            images=pictures if any(pictures) else None,
+            padding=True,
             return_tensors="pt",
-            return_assistant_tokens_mask=True,
-            processor_kwargs={"padding": True},
+            **self._special_tokens(texts[0]),
         )
-        answers = batch.pop("assistant_masks").bool() & batch["attention_mask"].bool()
+        answers = self._answers(batch["input_ids"], batch["attention_mask"].bool(), texts, spans)
         for index, (answer, length) in enumerate(
             zip(answers.any(dim=1), batch["attention_mask"].sum(dim=1), strict=True)
         ):
@@ -63,32 +68,74 @@ class VisionCollator:
         batch["labels"] = batch["input_ids"].masked_fill(~answers, -100)
         return dict(batch)
 
+    def _render(self, conversations: list[Any]) -> tuple[list[str], list[list[tuple[int, int]]]]:
+        """Each conversation as text, and the character spans of the assistant's words in it."""
+        template = self.processor.chat_template
+        if not template:
+            raise FovealError(
+                "the processor has no chat template: set processor.chat_template to the model's own"
+            )
+        rendered: Any = render_jinja_template(
+            conversations=conversations,
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **self.processor.tokenizer.special_tokens_map,
+        )
+        return rendered[0], rendered[1]
+
+    def _special_tokens(self, text: str) -> dict[str, bool]:
+        """Templates that write the first special token themselves must not get it twice."""
+        first = self.processor.tokenizer.bos_token
+        return {"add_special_tokens": False} if first and text.startswith(first) else {}
+
+    def _answers(
+        self, ids: Tensor, real: Tensor, texts: list[str], spans: list[list[tuple[int, int]]]
+    ) -> Tensor:
+        """(batch, rows) bool: the assistant's tokens.
+
+        Found in the text before image placeholders are expanded, and carried over token by token: the library's own
+        mask is misplaced by the expansion before transformers 5.23.
+        """
+        tokenizer = self.processor.tokenizer
+        image = tokenizer.convert_tokens_to_ids(self.processor.image_token)
+        answers = torch.zeros_like(real)
+        for index, text in enumerate(texts):
+            plain = tokenizer(text, return_offsets_mapping=True, **self._special_tokens(text))
+            words = [
+                (token, any(start < last and end > first for first, last in spans[index]))
+                for token, (start, end) in zip(plain["input_ids"], plain["offset_mapping"], strict=True)
+                if token != image
+            ]
+            place = real[index] & (ids[index] != image)
+            if ids[index, place].tolist() != [token for token, _ in words]:
+                raise FovealError(
+                    f"{type(self.processor).__name__} puts tokens of its own around images: training such a model "
+                    "is not supported yet"
+                )
+            answers[index, place] = torch.tensor([answer for _, answer in words])
+        return answers
+
 
 def _name(sample: dict[str, Any], index: int) -> str:
     return f"sample {sample['id']!r}" if "id" in sample else f"sample {index} of the batch"
 
 
-def _with_images(sample: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The messages with every image placeholder filled."""
-    images = [_open(image, name) for image in sample.get("images") or []]
-    filled = iter(images)
+def _checked(sample: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The messages with content as parts, once images and placeholders match."""
     messages = []
     for message in sample["messages"]:
         parts = message["content"]
         parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
-        messages.append({"role": message["role"], "content": [_fill(part, filled, name) for part in parts]})
-    if next(filled, None) is not None:
-        raise FovealError(f"{name} has {len(images)} images, more than its messages have image placeholders")
+        messages.append({"role": message["role"], "content": parts})
+    wanted = sum(part["type"] == "image" for message in messages for part in message["content"])
+    given = len(sample.get("images") or [])
+    if wanted > given:
+        raise FovealError(f"{name} has more image placeholders than images: {wanted}, but {given}")
+    if given > wanted:
+        raise FovealError(
+            f"{name} has {given} images, more than its messages have image placeholders, {wanted}"
+        )
     return messages
-
-
-def _fill(part: dict[str, Any], images: Any, name: str) -> dict[str, Any]:
-    if part["type"] != "image":
-        return part
-    image = next(images, None)
-    if image is None:
-        raise FovealError(f"{name} has more image placeholders than images")
-    return {"type": "image", "image": image}
 
 
 def _open(image: Any, name: str) -> Image.Image:
