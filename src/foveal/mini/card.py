@@ -43,6 +43,8 @@ _LIMITS = """
 
 - Words on signs are capital letters of one font; held-out words are read letter by letter, but not other fonts.
 - Objects, words and discs keep to a grid of three by three cells.
+- It never learnt to compare a word in the question with the one on the sign (`verify/text` is at chance).
+- `verify/count` can mostly be answered without looking: one of a kind is the usual number. Its blank column says so.
 - It is a model to measure compression with. Nothing here says how well a large model withstands compression.
 
 ## Licence
@@ -56,7 +58,7 @@ def card(results: dict[str, Any]) -> str:
     """The card in Markdown, from what `foveal.mini.evaluate` measured."""
     parts = [
         _INTRODUCTION.format(parameters=results["provenance"]["million_parameters"]),
-        "\n## Accuracy, uncompressed\n\nHeld-out scenes, one question per image, greedy; 95 % Wilson intervals. ",
+        "\n## Accuracy, uncompressed\n\nHeld-out scenes, one question per image, greedy; 95 % Wilson intervals.\n",
         "*Blank* is the same questions about a grey picture.\n\n",
         _table(results["scenes"], results["scenes_blanked"]),
         "\neasy-VQA, its own test split, one question per image:\n\n",
@@ -95,4 +97,5 @@ def _provenance(results: dict[str, Any]) -> str:
                 for entry in training["stages"]
             ),
         ]
+        lines += ["", training["note"]] if training["note"] else []
     return "\n".join(lines) + "\n"

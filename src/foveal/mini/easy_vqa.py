@@ -15,7 +15,9 @@ from PIL import Image
 
 from foveal.mini.questions import Question
 
-__all__ = ["EasyImage", "easy_vqa", "easy_vqa_questions"]
+__all__ = ["SHAPES", "EasyImage", "easy_vqa", "easy_vqa_questions"]
+
+SHAPES = ("circle", "rectangle", "triangle")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class EasyImage:
     index: int
     path: Path
     turns: tuple[tuple[str, str], ...]
+
+    @property
+    def shape(self) -> str | None:
+        """What it shows, where one of its answers tells."""
+        return next((answer for _, answer in self.turns if answer in SHAPES), None)
 
     def render(self) -> Image.Image:
         """The picture, RGB, 64 x 64 pixels."""

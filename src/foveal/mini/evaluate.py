@@ -109,7 +109,7 @@ def evaluate(folder: Path, size: int = 2000, easy: int | None = None) -> dict[st
     }
 
 
-def _training(log: Path, hardware: str) -> dict[str, Any]:
+def _training(log: Path, hardware: str, note: str) -> dict[str, Any]:
     """What a training log says: the last line of each stage, with the images it saw a step."""
     last: dict[str, dict[str, Any]] = {}
     for line in log.read_text(encoding="utf-8").splitlines():
@@ -118,7 +118,8 @@ def _training(log: Path, hardware: str) -> dict[str, Any]:
     command = (
         "OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 -m foveal.mini.train --out runs/mini"
     )
-    return {"command": command, "seed": 0, "hardware": hardware, "stages": list(last.values())}
+    stages = list(last.values())
+    return {"command": command, "seed": 0, "hardware": hardware, "note": note, "stages": stages}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -133,10 +134,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--easy", type=int, help="how many images of easy-VQA's test (default all 1,000)")
     parser.add_argument("--log", type=Path, help="log.jsonl of the training run, to be quoted in the results")
     parser.add_argument("--hardware", default="", help="what it was trained on, in words")
+    parser.add_argument("--note", default="", help="what else should be known about the training run")
     options = parser.parse_args(arguments)
     results = evaluate(options.folder, options.size, options.easy)
     if options.log:
-        results["training"] = _training(options.log, options.hardware)
+        results["training"] = _training(options.log, options.hardware, options.note)
     (options.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (options.folder / "README.md").write_text(card(results), encoding="utf-8")
     summary = {

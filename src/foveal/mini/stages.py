@@ -4,13 +4,14 @@
 2. ``captions``: the nine cells as a list. The decoder learns to read the visual tokens by place.
 3. ``lists``: many short questions. It learns to find an object by the colour of its disc, but not yet by its name.
 4. ``items``: name and answer side by side, with hints. It learns to look things up by name.
-5. ``mixture``: every format, with easy-VQA and pages of words, until more of the same no longer helps.
-6. ``clip``: the text tower, against the finished vision tower (see `contrastive`).
+5. ``mixture``: every format, with easy-VQA and pages of words.
+6. ``finish``: the same with more of easy-VQA, whose shapes the tower is shown too, the learning rate going to zero.
+7. ``clip``: the text tower, against the finished vision tower (see `contrastive`).
 
 To answer "where is the fox?" the answering token must find the name, and the name must find its patches. Each step
 is useless without the other, and from questions alone the model stayed at chance (``lists``: 400 steps without
 progress). Two hints break the deadlock: in ``items`` the answer follows the name at once, so that one step is enough;
-and a loss on the attention of two heads (see `learner`) shows them where to look. With both, existence rises from
+and a loss on the attention of a few heads (see `hints`) shows them where to look. With both, existence rises from
 chance to 85 % within 400 steps.
 """
 
@@ -35,7 +36,6 @@ Turn = tuple[str, str]
 
 _SHORT = " answer the question using a single word or phrase."
 _LETTER = " answer with the option letter from the given choices directly."
-_EASY_SHARE = 1 / 8
 _DIALOGUE_SHARE = 0.2
 _INSTRUCTION_SHARE = 0.1
 _ORDINALS = ("first", "second", "next", "last")
@@ -66,8 +66,9 @@ class Stage:
         floor: the learning rate at the end, as a fraction of the peak.
         tower: the tower's learning rate as a fraction of the rest's.
         auxiliary: weight of the loss on what each patch shows.
-        guided: weight of the loss that shows two heads where the object named in a question is.
+        guided: weight of the hints (see `hints`) at the peak; they fade as the learning rate falls.
         pages: share of pictures that are pages of words.
+        easy: share of pictures that are easy-VQA's.
         items: share of scenes asked about with name and answer side by side.
     """
 
@@ -82,6 +83,7 @@ class Stage:
     guided: float = 0.0
     pages: float = 0.0
     items: float = 0.0
+    easy: float = 0.0
 
     def rate_at(self, step: int, warm_up: int = 100) -> float:
         """Learning rate at a step: linear warm-up, then a cosine down to the floor."""
@@ -98,37 +100,41 @@ STAGES: dict[str, Stage] = {
         Stage("captions", 500, 32, 256, 1.5e-3, 0.4, 0.3, 0.2),
         Stage("lists", 400, 32, 384, 1.5e-3, 0.5, 0.3, 0.2),
         Stage("items", 300, 32, 400, 1.5e-3, 0.5, 0.5, 0.4, guided=0.5, items=1.0),
-        Stage("mixture", 2000, 32, 384, 1.5e-3, 0.0, 0.4, 0.2, guided=0.2, pages=0.15, items=0.4),
-        Stage("clip", 800, 64, 0, 1.5e-3, 0.0, 1.0, 1.0),
+        Stage("mixture", 1600, 32, 384, 1.5e-3, 0.2, 0.4, 0.2, guided=0.2, pages=0.1, items=0.4, easy=0.2),
+        Stage("finish", 600, 32, 384, 8e-4, 0.0, 0.8, 0.2, guided=0.2, pages=0.08, items=0.15, easy=0.3),
+        Stage("clip", 400, 64, 0, 1.5e-3, 0.0, 1.0, 1.0),
     )
 }
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """One image, what it shows (None for easy-VQA) and the segments asked about it."""
+    """One image, the scene it shows (None for easy-VQA), the segments asked about it, and easy-VQA's shape."""
 
     image: Image.Image
     scene: Scene | None
     segments: list[Segment]
+    shape: str | None = None
 
 
 def lesson(stage: Stage, codec: Codec, seed: int, index: int) -> Lesson:
     """Sample `index` of a stage, fixed by (seed, stage, index)."""
     draw = Draw(f"lesson/{seed}/{stage.name}/{index}")
-    if stage.name == "mixture" and draw.chance(_EASY_SHARE):
+    if draw.chance(stage.easy):
         return _easy_lesson(codec, draw)
     number = seed * 2**34 + list(STAGES).index(stage.name) * 2**30 + index
     if stage.pages and draw.chance(stage.pages):
         return _page_lesson(codec, number, draw)
     scene = make_scene("train", number, _crowd(stage, draw), 0.6)
     turns = list(_CURRICULUM[stage.name](scene, draw))
-    segments = _items(scene, codec, draw) if draw.chance(stage.items) else []
+    segments = (
+        _items(scene, codec, draw, 3 if stage.name == "items" else 1) if draw.chance(stage.items) else []
+    )
     if stage.guided and scene.word is not None:
         turns = [turn for turn in turns if turn[1] != scene.word.text]
         asked = [codec.segment([turn], scene.word.patches) for turn in _asked(scene, "read", draw, 2)]
         segments += asked
-    segments += _segments(codec, turns, draw, stage.name == "mixture")
+    segments += _segments(codec, turns, draw, stage.name in ("mixture", "finish"))
     return Lesson(scene.render(), scene, segments)
 
 
@@ -138,8 +144,8 @@ def _crowd(stage: Stage, draw: Draw) -> tuple[int, int]:
 
 def _easy_lesson(codec: Codec, draw: Draw) -> Lesson:
     item: EasyImage = draw.one(easy_vqa("train"))
-    turns = draw.several(item.turns, len(item.turns))
-    return Lesson(item.render(), None, _segments(codec, turns, draw, True))
+    turns = [*draw.several(item.turns, len(item.turns)), *draw.several(item.turns, len(item.turns))]
+    return Lesson(item.render(), None, _segments(codec, turns, draw, True), item.shape)
 
 
 def _page_lesson(codec: Codec, number: int, draw: Draw) -> Lesson:
@@ -180,15 +186,20 @@ def _lists(scene: Scene, draw: Draw) -> Iterator[Turn]:
     yield from draw.several(turns, len(turns))
 
 
-def _items(scene: Scene, codec: Codec, draw: Draw) -> list[Segment]:
+def _items(scene: Scene, codec: Codec, draw: Draw, repeats: int) -> list[Segment]:
     """Name and answer side by side, so that the name's own token must look it up in the picture."""
     present = sorted({item.kind for item in scene.objects})
-    pairs = [(CLASSES[kind].name, "yes") for kind in present * 3]
+    pairs = [(CLASSES[kind].name, "yes") for kind in present * repeats]
     pairs += [(CLASSES[kind].name, "no") for kind in draw.several(scene.absent(), len(pairs))]
     pairs += [(f"count {CLASSES[kind].name}", str(scene.count(kind))) for kind in present]
     for item in scene.singles():
-        pairs += [(f"where {item.name}", CELLS[item.cell])] * 2
+        pairs.append((f"where {item.name}", CELLS[item.cell]))
+        pairs.append((f"column {item.name}", CELLS[item.cell].split()[1]))
         pairs.append((f"color {item.name}", item.disc or "none"))
+    discs = [item.disc for item in scene.objects]
+    pairs += [
+        (f"on {item.disc}", item.name) for item in scene.objects if item.disc and discs.count(item.disc) == 1
+    ]
     segments = [codec.item(cue, codec.encode(told)) for cue, told in pairs]
     if scene.word is not None:
         letters = codec.encode(scene.word.text)
@@ -232,4 +243,5 @@ _CURRICULUM: dict[str, Callable[[Scene, Draw], Iterator[Turn]]] = {
     "lists": _lists,
     "items": _beside_items,
     "mixture": _mixture,
+    "finish": _mixture,
 }

@@ -102,7 +102,7 @@ class Trainer:
         first = step * stage.batch + self.accelerator.process_index * share
         batch = self._batch(stage, range(first, first + share)).to(self.accelerator.device)
         with self.accelerator.autocast():
-            losses = learner(batch, stage.auxiliary, stage.guided)
+            losses = learner(batch, stage.auxiliary, stage.guided * stage.rate_at(step, 0) / stage.rate)
         self.accelerator.backward(losses["loss"])
         self.accelerator.clip_grad_norm_(learner.parameters(), 1.0)
         optimizer.step()

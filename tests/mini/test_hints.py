@@ -1,4 +1,4 @@
-"""What the hints point at, and what the auxiliary heads are told."""
+"""What the hints point at."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foveal.mini.architecture import build_llava
-from foveal.mini.atlas import CLASSES, LETTERS
+from foveal.mini.atlas import CLASSES, COLORS, LETTERS
 from foveal.mini.learner import Batch, Learner, make_batch
 from foveal.mini.packing import Codec
 from foveal.mini.scenes import CELLS, cell_of_patch, make_page, make_scene
@@ -30,14 +30,13 @@ def learner(codec: Codec) -> Learner:
 def hints(learner: Learner, batch: Batch) -> list[list[tuple[int, set[int]]]]:
     """Per guide, the (column, target columns) of every hint."""
     assert batch.pack is not None
-    guides = learner._set_guides(batch, batch.pack)
-    learner._clear_guides()
+    looking, answering = learner.hints.guides(batch.pack, batch.patches)
     return [
         [
             (int(column), set(target.nonzero()[:, 0].tolist()))
             for column, target in zip(g.columns, g.targets, strict=True)
         ]
-        for g in guides
+        for g in (*looking, *answering)
     ]
 
 
@@ -53,7 +52,7 @@ def test_phrases_point_at_what_they_name_in_both_languages(codec: Codec, learner
     ):
         segment = codec.segment([(question, "yes")])
         batch = make_batch([Lesson(scene.render(), scene, [segment])], codec.prefix, 200)
-        objects, _, cells, letters, first, last, options = hints(learner, batch)
+        objects, _, cells, _, _, letters, first, last, options = hints(learner, batch)
         assert [target for _, target in objects] == [shown]
         assert [target for _, target in cells] == ([place] if "in the" in question else [])
         assert first == last == [(first[0][0], {objects[0][0]})]
@@ -65,7 +64,7 @@ def test_letters_point_at_their_patches(codec: Codec, learner: Learner) -> None:
     word = page.words[4]
     segment = codec.segment([("what word is in the middle center?", word.text)], word.patches)
     batch = make_batch([Lesson(page.render(), page, [segment])], codec.prefix, 200)
-    letters = hints(learner, batch)[3]
+    letters = hints(learner, batch)[5]
     labels = page.patch_labels().letter
     assert len(letters) == len(word.text)
     for letter, (_, target) in zip(word.text, letters, strict=True):
@@ -77,7 +76,7 @@ def test_an_options_letter_points_at_the_option(codec: Codec, learner: Learner) 
     segment = codec.segment([("what is in the top left? A. bee B. tractor C. cat D. top left", "B")])
     batch = make_batch([Lesson(scene.render(), scene, [segment])], codec.prefix, 200)
     assert batch.pack is not None
-    ((column, target),) = hints(learner, batch)[6]
+    ((column, target),) = hints(learner, batch)[8]
     tokens = batch.pack.ids[0]
     assert build_tokenizer().decode(tokens[sorted(target)]) == "B. tractor"
     assert build_tokenizer().decode(tokens[[column]]) == "ASSISTANT:"
@@ -104,3 +103,17 @@ def test_each_word_of_an_answer_points_at_the_names_asked_about(codec: Codec, le
     assert [words[column] for column, _ in first] == ["ASSISTANT:", "ASSISTANT:", "top"]
     assert [[words[token] for token in target] for _, target in first] == [["fox"], ["fox"], ["fox"]]
     assert [[words[token] for token in target] for _, target in last] == [["key"], ["fox"], ["fox"]]
+
+
+def test_colors_and_categories_point_at_all_that_have_them(codec: Codec, learner: Learner) -> None:
+    scene = next(s for i in range(50) for s in [make_scene("train", i)] if s.objects[0].disc)
+    item = scene.objects[0]
+    category = CLASSES[item.kind].category
+    asked = [f"what object is on the {item.disc} disc?", f"how many {category} pictures are there?"]
+    segments = [codec.segment([(question, "no")]) for question in asked]
+    batch = make_batch([Lesson(scene.render(), scene, segments)], codec.prefix, 200)
+    _, ((_, colored),), _, ((_, alike),), *_ = hints(learner, batch)
+    labels = scene.patch_labels()
+    assert {str(list(COLORS)[labels.disc[patch - START] - 1]) for patch in colored} == {item.disc}
+    kinds = {other.kind + 1 for other in scene.objects if CLASSES[other.kind].category == category}
+    assert {int(labels.kind[patch - START]) for patch in alike} == kinds
