@@ -3,7 +3,7 @@
     python studies/epic_recipe.py --steps 60 --rates 2e-4 5e-4 --schedules none direct tcd
 
 Every combination starts from the bundled model and sees the same batches. One row a combination is appended to
-`studies/results/epic_recipe.jsonl`: accuracy with all 144 tokens and with DART at 48, 32, 16 and 9.
+`studies/results/epic_recipe.jsonl`: accuracy with all 144 tokens and with DART at 32, 16 and 9.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from foveal.evaluation import append_row, evaluate, provenance
 from foveal.mini import SceneConversations, SceneQuestions
 
 RESULT = Path(__file__).parent / "results" / "epic_recipe.jsonl"
-BUDGETS = (None, 48, 32, 16, 9)
+BUDGETS = (None, 32, 16, 9)
 
 
 def measure(model: Any, processor: Any, questions: Any) -> dict[str, dict[str, float]]:
@@ -49,6 +49,8 @@ def train(pupil: Any, processor: Any, options: argparse.Namespace, schedule: str
             folder=folder,
             schedule=schedule,
             distill_weight=options.distill_weight,
+            most_removed_start=options.most_removed_start,
+            least_removed_end=options.least_removed_end,
             max_steps=options.steps,
             per_device_train_batch_size=options.batch_size,
             learning_rate=rate,
@@ -66,13 +68,18 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--questions", type=int, default=600)
     parser.add_argument("--distill-weight", type=float, default=0.7)
+    parser.add_argument("--most-removed-start", type=float, default=0.05)
+    parser.add_argument("--least-removed-end", type=float, default=0.5)
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4])
     parser.add_argument("--schedules", nargs="+", default=["none", "direct", "tcd"])
+    parser.add_argument("--untrained", action="store_true", help="also measure the bundled model itself")
     options = parser.parse_args()
     console = Console()
     model, processor = foveal.load()
     questions = SceneQuestions("validation", options.questions, seed=1)
-    runs = [("untrained", 0.0), *product(options.schedules, options.rates)]
+    runs = [*product(options.schedules, options.rates)]
+    if options.untrained:
+        runs.insert(0, ("untrained", 0.0))
     for schedule, rate in runs:
         pupil = deepcopy(model)
         seconds = train(pupil, processor, options, schedule, rate) if rate else 0.0

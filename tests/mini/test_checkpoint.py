@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPModel
 
 import foveal.mini
+from foveal.evaluation import evaluate
 from foveal.mini.contrastive import patch_similarity
 from foveal.mini.datasets import SceneQuestions
-from foveal.mini.evaluate import answer_questions
 from foveal.mini.learner import normalized
 from foveal.mini.scenes import make_scene
 
@@ -85,10 +85,7 @@ def test_answers_held_out_questions_and_needs_the_picture(model: Any, processor:
     blank = Image.new("RGB", (96, 96), (128, 128, 128))
 
     def accuracy(asked: list[dict[str, Any]]) -> float:
-        answers = answer_questions(model, processor, asked, batch=60)
-        return sum(answer == sample["answer"] for answer, sample in zip(answers, asked, strict=True)) / len(
-            asked
-        )
+        return evaluate(model, processor, asked, batch_size=60, max_new_tokens=8).accuracy.value
 
     seeing, blind = accuracy(samples), accuracy([{**sample, "image": blank} for sample in samples])
     assert seeing > 0.8

@@ -8,7 +8,6 @@ import pytest
 
 from foveal.mini import EasyQuestions, SceneConversations, SceneQuestions
 from foveal.mini import easy_vqa as easy_vqa_module
-from foveal.mini.evaluate import wilson
 from foveal.mini.questions import POPE_SUBSETS, TYPES
 
 
@@ -83,9 +82,3 @@ def test_says_how_to_get_easy_vqa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(easy_vqa_module, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install easy-vqa"):
         EasyQuestions("test")
-
-
-def test_wilson_interval_of_known_cases() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert wilson(100, 100)[1] == pytest.approx(1.0)

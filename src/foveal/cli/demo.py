@@ -60,7 +60,7 @@ def demo(
 
 def _run(model: Any, processor: Any, plan: Plan, seed: int, console: Console) -> Study:
     """The experiment, told on the console as it goes."""
-    from foveal.cli.demo_study import Outcome, Study, fine_tune_by, measure, questions_of
+    from foveal.cli.demo_study import RECIPES, Outcome, Study, fine_tune_by, measure, questions_of
 
     questions = questions_of(plan, seed)
     console.print(f"[bold]1.[/] The bundled model on {plan.questions} held-out questions, one an image")
@@ -70,10 +70,10 @@ def _run(model: Any, processor: Any, plan: Plan, seed: int, console: Console) ->
     batches = f"{plan.steps} steps of {plan.batch_size} conversations"
     console.print(f"\n[bold]2.[/] Fine-tuning two copies, {batches}, the same ones for both")
     trained = {}
-    for name, schedule in (("plain", "none"), ("EPIC", "tcd")):
+    for name in RECIPES:
         pupil = deepcopy(model)
         label = f"   fine-tuning, {name}"
-        seconds = fine_tune_by(pupil, processor, plan, schedule=schedule, seed=seed, label=label)
+        seconds = fine_tune_by(pupil, processor, plan, recipe=name, seed=seed, label=label)
         console.print(
             f"   {name}: {seconds:.0f} s, {plan.steps * plan.batch_size / seconds:.0f} conversations/s"
         )

@@ -113,6 +113,7 @@ def fine_tune(
 
     from foveal.cli.progress import TrainingBar
     from foveal.distillation import EpicConfig, EpicTrainer, last_checkpoint
+    from foveal.hardware import has_bfloat16
 
     config = EpicConfig(
         output_dir=str(folder),
@@ -123,6 +124,8 @@ def fine_tune(
         disable_tqdm=True,
         logging_steps=1,
         dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        bf16=has_bfloat16(),
         **options,
     )
     tower = model.get_encoder(modality="image")

@@ -73,19 +73,18 @@ def _table(seen: dict[str, Any], blank: dict[str, Any]) -> str:
     rows = ["| questions | n | accuracy | 95 % interval | blank |", "|---|---|---|---|---|"]
     for name, rate in seen.items():
         interval = f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}"
-        dim = 100 * blank[name]["accuracy"]
-        rows.append(
-            f"| {name} | {rate['questions']} | {100 * rate['accuracy']:.1f} | {interval} | {dim:.1f} |"
-        )
+        dim = 100 * blank[name]["value"]
+        rows.append(f"| {name} | {rate['count']} | {100 * rate['value']:.1f} | {interval} | {dim:.1f} |")
     return "\n".join(rows) + "\n"
 
 
 def _provenance(results: dict[str, Any]) -> str:
     facts = results["provenance"]
+    versions = facts["versions"]
     lines = [
         "\n## Provenance\n",
-        f"- Measured with `{facts['command']}` ({facts['split']}); Python {facts['python']}, torch {facts['torch']},",
-        f"  transformers {facts['transformers']}, {facts['dtype']}.",
+        f"- Measured with `{facts['command']}` ({facts['split']}); Python {versions['python']},",
+        f"  torch {versions['torch']}, transformers {versions['transformers']}, {facts['dtype']}.",
     ]
     training = results.get("training")
     if training is not None:

@@ -11,101 +11,59 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import platform
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from PIL import Image
 from rich.console import Console
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from foveal.evaluation import EvaluationResult, estimate, provenance, write_json
+from foveal.evaluation import evaluate as ask
+from foveal.loading import load
 from foveal.mini.card import card
 from foveal.mini.datasets import EasyQuestions, SceneQuestions
 from foveal.mini.stages import STAGES
 
-__all__ = ["answer_questions", "evaluate", "main", "wilson"]
+__all__ = ["evaluate", "main"]
 
-Sample = dict[str, Any]
-
-
-def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % Wilson interval of a rate of `right` out of `total`."""
-    if total == 0:
-        return 0.0, 1.0
-    rate, spread = right / total, z * z / total
-    centre = (rate + spread / 2) / (1 + spread)
-    half = math.sqrt(rate * (1 - rate) * spread + spread * spread / 4) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-@torch.inference_mode()
-def answer_questions(model: Any, processor: Any, samples: Iterable[Sample], batch: int = 50) -> Iterator[str]:
-    """Greedy answers, one for each sample's ``question`` about its ``image``."""
-    pending = iter(samples)
-    while chunk := list(islice(pending, batch)):
-        prompts = [f"USER: <image>\n{sample['question']} ASSISTANT:" for sample in chunk]
-        images = [sample["image"] for sample in chunk]
-        inputs = processor(text=prompts, images=images, padding=True, return_tensors="pt").to(model.device)
-        output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-        yield from processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def _score(model: Any, processor: Any, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Accuracy with its interval: in all, by type, and by type and subset."""
-    tallies: dict[str, list[bool]] = defaultdict(list)
-    answers = answer_questions(model, processor, samples)
-    for sample, answer in zip(samples, answers, strict=True):
-        hit = answer.strip() == sample["answer"]
-        for name in ("overall", sample["type"], f"{sample['type']}/{sample['subset']}"):
-            tallies[name].append(hit)
-    ordered = sorted(tallies, key=lambda name: (name != "overall", name))
-    return {name: _rate(tallies[name]) for name in ordered}
-
-
-def _rate(hits: Sequence[bool]) -> dict[str, Any]:
-    low, high = wilson(sum(hits), len(hits))
-    return {
-        "accuracy": round(sum(hits) / len(hits), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "questions": len(hits),
-    }
-
-
-def _blanked(samples: Sequence[Sample]) -> list[Sample]:
-    blank = Image.new("RGB", (96, 96), (128, 128, 128))
-    return [{**sample, "image": blank} for sample in samples]
+Rates = dict[str, dict[str, float]]
 
 
 def evaluate(folder: Path, size: int = 2000, easy: int | None = None) -> dict[str, Any]:
     """Scores of the checkpoint in `folder` on `size` scenes and `easy` images of easy-VQA (all if None)."""
-    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    processor = AutoProcessor.from_pretrained(folder)
-    scenes = list(SceneQuestions("test", size))
-    shapes = list(EasyQuestions("test", easy))
-    begun = time.monotonic()
+    model, processor = load(folder)
+    blank = Image.new("RGB", (96, 96), (128, 128, 128))
+    results: dict[str, Any] = {}
+    for name, questions in (
+        ("scenes", SceneQuestions("test", size)),
+        ("easy_vqa", EasyQuestions("test", easy)),
+    ):
+        samples = list(questions)
+        blanked = [{**sample, "image": blank} for sample in samples]
+        for suffix, asked in (("", samples), ("_blanked", blanked)):
+            found = ask(model, processor, asked, batch_size=50, max_new_tokens=8, label=name + suffix)
+            results[name + suffix] = _rates(found)
+    facts = {
+        "split": "test, seed 0, one question per image, greedy",
+        "dtype": str(model.dtype),
+        "million_parameters": round(sum(part.numel() for part in model.parameters()) / 1e6, 2),
+    }
+    return {**results, "provenance": {**provenance(seed=0), **facts}}
+
+
+def _rates(result: EvaluationResult) -> Rates:
+    """Accuracy with its interval: in all, by type, and by type and subset."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    for record in result.records:
+        for name in ("overall", record.type, f"{record.type}/{record.subset}"):
+            scores[name].append(record.score)
+    ordered = sorted(scores, key=lambda name: (name != "overall", name))
     return {
-        "scenes": _score(model, processor, scenes),
-        "scenes_blanked": _score(model, processor, _blanked(scenes)),
-        "easy_vqa": _score(model, processor, shapes),
-        "easy_vqa_blanked": _score(model, processor, _blanked(shapes)),
-        "provenance": {
-            "command": f"python -m foveal.mini.evaluate --size {size}",
-            "split": "test, seed 0, one question per image, greedy",
-            "seconds": round(time.monotonic() - begun, 1),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "dtype": str(model.dtype),
-            "million_parameters": round(sum(part.numel() for part in model.parameters()) / 1e6, 2),
-        },
+        name: {key: round(value, 4) for key, value in asdict(estimate(scores[name])).items()}
+        for name in ordered
     }
 
 
@@ -139,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = evaluate(options.folder, options.size, options.easy)
     if options.log:
         results["training"] = _training(options.log, options.hardware, options.note)
-    (options.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(options.folder / "results.json", results)
     (options.folder / "README.md").write_text(card(results), encoding="utf-8")
     summary = {
         part: results[part]["overall"]

@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from rich.progress import Progress
 
+from foveal.hardware import has_bfloat16
 from foveal.mini.architecture import build_clip, build_llava
 from foveal.mini.checkpoints import export, load_state, save_state
 from foveal.mini.contrastive import Contrast, ContrastBatch, contrast_batch
@@ -54,7 +55,7 @@ class Trainer:
     ) -> None:
         self.folder, self.seed, self.save_every, self.probed = folder, seed, save_every, probed
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        precision = "bf16" if _has_bfloat16() else "no"
+        precision = "bf16" if has_bfloat16() else "no"
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
         self.codec = Codec(build_tokenizer())
         self._texts = build_tokenizer(closing=True)
@@ -165,12 +166,6 @@ class Trainer:
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(line + "\n")
         self.accelerator.print(line, flush=True)
-
-
-def _has_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
