@@ -108,9 +108,11 @@ class Study:
             self.change(self.epic, self.plain),
         )
         sure = "" if own.low > 0 or own.high < 0 else ", which this many questions cannot tell from none"
+        full = self.epic.results["none", TOKENS].difference(self.before.results["none", TOKENS])
         return (
             f"With {KEEP} of {TOKENS} tokens EPIC changed accuracy by {total.points()} points, plain fine-tuning of "
-            f"equally many steps by {more.points()}. So {own.points()} points are EPIC's own{sure}."
+            f"equally many steps by {more.points()}. So {own.points()} points are not just more training{sure}. "
+            f"The price: {full.points()} points with all tokens."
         )
 
 
