@@ -160,20 +160,21 @@ def _print_accuracies(results: Sequence[EvaluationResult]) -> None:
     screen().print(table)
 
 
-def _print_types(results: Sequence[EvaluationResult]) -> None:
-    """The breakdown, a row a type; nothing where there is one type only."""
+def _print_types(results: Sequence[EvaluationResult], runs: int = 4) -> None:
+    """The breakdown, a row a type and at most `runs` columns a table; nothing where there is one type only."""
     from rich.table import Table
 
-    types = results[0].by_type
-    if len(types) < 2:
+    if len(results[0].by_type) < 2:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("in %")
-    for result in results:
-        table.add_column(_name(result), justify="right")
-    table.add_column("questions", justify="right")
-    for name, first in types.items():
-        values = (f"{100 * result.by_type[name].value:.0f}" for result in results)
-        table.add_row(name or "(none)", *values, str(first.count))
-    screen().print()
-    screen().print(table)
+    for start in range(0, len(results), runs):
+        shown = results[start : start + runs]
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("in %", no_wrap=True)
+        for result in shown:
+            table.add_column(_name(result), justify="right", no_wrap=True)
+        table.add_column("questions", justify="right", no_wrap=True)
+        for name, first in shown[0].by_type.items():
+            values = (f"{100 * result.by_type[name].value:.0f}" for result in shown)
+            table.add_row(name or "(none)", *values, str(first.count))
+        screen().print()
+        screen().print(table)

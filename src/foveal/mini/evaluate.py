@@ -47,6 +47,7 @@ def evaluate(folder: Path, size: int = 2000, easy: int | None = None) -> dict[st
             found = ask(model, processor, asked, batch_size=50, max_new_tokens=8, label=name + suffix)
             results[name + suffix] = _rates(found)
     facts = {
+        "command": f"python -m foveal.mini.evaluate {folder} --size {size}",
         "split": "test, seed 0, one question per image, greedy",
         "dtype": str(model.dtype),
         "million_parameters": round(sum(part.numel() for part in model.parameters()) / 1e6, 2),
