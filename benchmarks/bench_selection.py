@@ -4,9 +4,9 @@
 
 One process, one thread, random weights (speed does not depend on them): a LLaMA of hidden size 512 and 8 layers on
 700 tokens, 576 of them visual, 64 kept from layer 2. Runs are interleaved; medians are reported. "Selection" is
-observing layer 1, scoring and choosing; "all added" is everything that a plain forward does not do: selection, describing
-the inputs, gathering rows and tables, putting rows back. The bound is the plain prefill with layers 2..7 priced by the
-rows they still see. A peer's DART selection, as published: 0.7 % of a plain forward.
+observing layer 1, scoring and choosing; "all added" is everything that a plain forward does not do: selection,
+describing the inputs, gathering rows and tables, putting rows back. The bound is the plain prefill with layers 2..7
+priced by the rows they still see. A peer's DART selection, as published: 0.7 % of a plain forward.
 """
 
 from __future__ import annotations
