@@ -55,20 +55,26 @@ def test_the_plan_keeps_its_promises() -> None:
     assert demo_study.Plan().questions >= 300
 
 
-def outcome(*scores: float) -> demo_study.Outcome:
-    records = [Record(str(n), "", "", "exact", "?", ("a",), "a", score) for n, score in enumerate(scores)]
-    return demo_study.Outcome({("dart", 16): EvaluationResult(tuple(records))})
+def scored(right: int) -> EvaluationResult:
+    scores = [1.0] * right + [0.0] * (100 - right)
+    return EvaluationResult(
+        tuple(Record(str(n), "", "", "exact", "?", ("a",), "a", score) for n, score in enumerate(scores))
+    )
+
+
+def outcome(compressed: int, full: int) -> demo_study.Outcome:
+    return demo_study.Outcome({("dart", 16): scored(compressed), ("none", 144): scored(full)})
 
 
 def test_the_verdict_gives_epic_only_what_plain_training_did_not() -> None:
-    before, plain, epic = (outcome(*[1.0] * right + [0.0] * (100 - right)) for right in (50, 60, 75))
-    verdict = demo_study.Study(TINY, before, plain, epic).verdict()
+    verdict = demo_study.Study(TINY, outcome(50, 90), outcome(60, 90), outcome(75, 84)).verdict()
     assert "EPIC changed accuracy by +25.0" in verdict
     assert "equally many steps by +10.0" in verdict
     assert "So +15.0" in verdict
+    assert "The price: -6.0" in verdict
     assert "cannot tell" not in verdict
 
 
 def test_the_verdict_admits_noise() -> None:
-    before, plain, epic = (outcome(*[1.0] * right + [0.0] * (100 - right)) for right in (50, 60, 61))
-    assert "cannot tell" in demo_study.Study(TINY, before, plain, epic).verdict()
+    study = demo_study.Study(TINY, outcome(50, 90), outcome(60, 90), outcome(61, 90))
+    assert "cannot tell" in study.verdict()
