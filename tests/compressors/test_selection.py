@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -14,7 +14,6 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 999), rows=st.integers(1, 4), columns=st.integers(1, 12), levels=st.integers(1, 20)
 )
@@ -27,7 +26,6 @@ def test_top_per_row(seed: int, rows: int, columns: int, levels: int) -> None:
         assert chosen[row].nonzero()[:, 0].tolist() == sorted(best)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 999), rows=st.integers(1, 5), slots=st.integers(1, 8))
 def test_split_evenly(seed: int, rows: int, slots: int) -> None:
     total = torch.randint(50, (rows,), generator=generator(seed))
@@ -52,7 +50,6 @@ def one_by_one(similarity: Tensor, pool: list[int], counts: list[int]) -> list[i
     return sorted(taken)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 999), pivots=st.integers(1, 5), columns=st.integers(1, 14))
 def test_least_similar_to_pivots(seed: int, pivots: int, columns: int) -> None:
     draw = generator(seed)
