@@ -71,7 +71,7 @@ def test_the_verdict_gives_epic_only_what_plain_training_did_not() -> None:
     assert "EPIC changed accuracy by +25.0" in verdict
     assert "equally many steps by +10.0" in verdict
     assert "So +15.0" in verdict
-    assert "The price: -6.0" in verdict
+    assert "With all tokens EPIC changed it by -6.0" in verdict
     assert "cannot tell" not in verdict
 
 

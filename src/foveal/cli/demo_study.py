@@ -112,7 +112,7 @@ class Study:
         return (
             f"With {KEEP} of {TOKENS} tokens EPIC changed accuracy by {total.points()} points, plain fine-tuning of "
             f"equally many steps by {more.points()}. So {own.points()} points are not just more training{sure}. "
-            f"The price: {full.points()} points with all tokens."
+            f"With all tokens EPIC changed it by {full.points()}."
         )
 
 
