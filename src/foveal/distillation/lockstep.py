@@ -17,9 +17,9 @@ import transformers
 from packaging.version import Version
 from torch import Tensor, nn
 
-from foveal.compressors import Compressor, VisualLayout
+from foveal.compressors import Compressor, TokenContext
 from foveal.engine.families import Parts, find_parts
-from foveal.engine.frame import Frame
+from foveal.engine.frame import Frame, Stream
 from foveal.engine.hooks import Hooks, current_frame, decide
 from foveal.engine.rows import restore, take
 from foveal.errors import FovealError
@@ -76,13 +76,14 @@ class _LockstepHooks(Hooks):
     def _begin(self, frame: Frame, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if kwargs.get("past_key_values") is not None:
             raise FovealError("training makes no use of a cache: pass use_cache=False")
-        if self.teacher is not None:
-            layout = VisualLayout.of(frame.whole.numbers, frame.whole.lengths)
-            context = self._context(frame, layout, hidden)
-            result, index = decide(self.teacher, frame, layout, context, past=0)
-            frame.teacher = result.stream
-            frame.teacher_hidden = hidden.detach() if index is None else take(hidden.detach(), index, 1, 0)
         return super()._begin(frame, hidden, kwargs)
+
+    def _choose(self, frame: Frame, context: TokenContext, hidden: Tensor, past: int) -> Tensor:
+        if self.teacher is not None:
+            result, index = decide(self.teacher, frame, context, past)
+            frame.teacher = result.stream
+            frame.teacher_hidden = context.hidden if index is None else take(context.hidden, index, 1, 0)
+        return super()._choose(frame, context, hidden, past)
 
     def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         student = super()._before_layer(index, layer, args, kwargs)
@@ -92,7 +93,7 @@ class _LockstepHooks(Hooks):
         return student
 
     def _advance_teacher(
-        self, frame: Frame, stream: Any, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]
+        self, frame: Frame, stream: Stream, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> None:
         """One layer for the teacher's rows. `forward`, not the module's call: no hooks, so no recursion."""
         if stream is not frame.whole:

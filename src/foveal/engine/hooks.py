@@ -160,11 +160,13 @@ class Hooks:
 
     def _begin(self, frame: Frame, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Start the stage: choose the rows that go on, unless all do."""
-        layout = VisualLayout.of(frame.whole.numbers, frame.whole.lengths)
-        context = self._context(frame, layout, hidden)
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length(self.compressor.layer))
-        result, index = decide(self.compressor, frame, layout, context, past)
+        return self._choose(frame, self._context(frame, hidden), hidden, past)
+
+    def _choose(self, frame: Frame, context: TokenContext, hidden: Tensor, past: int) -> Tensor:
+        """Let the method decide; returns the hidden rows that go on."""
+        result, index = decide(self.compressor, frame, context, past)
         frame.stages.append(result)
         if index is None:
             return hidden
@@ -172,10 +174,10 @@ class Hooks:
         _refuse_lost_labels(frame)
         return take(hidden, index, 1, 0)
 
-    def _context(self, frame: Frame, layout: VisualLayout, hidden: Tensor) -> TokenContext:
+    def _context(self, frame: Frame, hidden: Tensor) -> TokenContext:
         return TokenContext(
             hidden=hidden.detach(),
-            layout=layout,
+            layout=VisualLayout.of(frame.whole.numbers, frame.whole.lengths),
             visual=frame.whole.numbers >= 0,
             prompt=frame.prompt,
             observed=frame.observed.get(self.compressor.layer),
@@ -234,7 +236,7 @@ def current_frame() -> Frame | None:
 
 
 def decide(
-    compressor: Compressor, frame: Frame, layout: VisualLayout, context: TokenContext, past: int
+    compressor: Compressor, frame: Frame, context: TokenContext, past: int
 ) -> tuple[StageResult, Tensor | None]:
     """Ask the method, and turn its answer into the rows that go on.
 
@@ -243,6 +245,7 @@ def decide(
     """
     with torch.no_grad():
         selection = compressor.select(context)
+    layout = context.layout
     counts = selection.counts or tuple(selection.kept.sum(dim=1).tolist())
     if counts == frame.whole.lengths:
         return StageResult(compressor.layer, past, frame.whole, selection, layout), None
