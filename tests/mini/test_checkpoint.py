@@ -127,7 +127,8 @@ def test_texts_find_the_patches_they_name(clip: CLIPModel) -> None:
     with torch.no_grad():
         pooled = clip.text_model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
         text = torch.nn.functional.normalize(clip.text_projection(pooled), dim=-1)
-        cosine = patch_similarity(clip, inputs["pixel_values"], text)
+        tower = clip.vision_model(inputs["pixel_values"], output_hidden_states=True)
+        cosine = patch_similarity(clip, tower.hidden_states[-2][:, 1:], text)
     best = cosine.argmax(-1)
     hits = [
         scene.patch_labels().kind[patch] == scene.objects[0].kind + 1

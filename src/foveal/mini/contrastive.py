@@ -91,19 +91,18 @@ def _tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> tuple[Tenso
     return encoded["input_ids"], encoded["attention_mask"]
 
 
-def patch_similarity(clip: CLIPModel, pixels: Tensor, text: Tensor) -> Tensor:
+def patch_similarity(clip: CLIPModel, states: Tensor, text: Tensor) -> Tensor:
     """Cosine of every patch with its image's text, as TRIM takes it.
 
     Args:
         clip: the pair of towers.
-        pixels: normalised images, (batch, 3, 96, 96).
+        states: the vision tower's last hidden states but one, CLS left out, (batch, 144, 128).
         text: normalised text embeddings, (batch, 128).
 
     Returns:
         (batch, 144).
     """
-    states = clip.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    patches = clip.visual_projection(clip.vision_model.post_layernorm(states))
+    patches = clip.visual_projection(clip.vision_model.post_layernorm(states)).float()
     return torch.einsum("bpd,bd->bp", functional.normalize(patches, dim=-1), text)
 
 
@@ -143,7 +142,6 @@ class Contrast(nn.Module):
 
     def _patches(self, batch: ContrastBatch, states: Tensor) -> Tensor:
         """Of the 144 patches, the text must pick those of the object it names, in equal shares."""
-        patches = self.clip.visual_projection(self.clip.vision_model.post_layernorm(states)).float()
-        cosine = torch.einsum("bpd,bd->bp", functional.normalize(patches, dim=-1), self._text(batch.naming))
+        cosine = patch_similarity(self.clip, states, self._text(batch.naming))
         share = batch.where / batch.where.sum(-1, keepdim=True)
         return functional.cross_entropy(_SHARPNESS * cosine, share)
