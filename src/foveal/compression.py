@@ -7,7 +7,7 @@ run.kept
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from foveal.compressors import Compressor, get
 from foveal.engine.families import find_parts
 from foveal.engine.frame import StageResult
+from foveal.engine.graphs import forget_graphs
 from foveal.engine.hooks import Hooks
 from foveal.errors import FovealError
 
@@ -67,15 +68,16 @@ class Stage:
 
 
 class Run:
-    """A compressor at work on a model; reports on the last forward that held visual tokens."""
+    """Compressors at work on a model; reports on the last forward of this thread that held visual tokens."""
 
-    def __init__(self, hooks: Hooks) -> None:
+    def __init__(self, hooks: Hooks, model: nn.Module) -> None:
         self._hooks = hooks
+        self._model = model
 
     @property
-    def compressor(self) -> Compressor:
-        """The method and its options."""
-        return self._hooks.compressor
+    def compressors(self) -> tuple[Compressor, ...]:
+        """The methods and their options, by layer."""
+        return self._hooks.compressors
 
     @property
     def stages(self) -> list[Stage]:
@@ -107,23 +109,32 @@ class Run:
 
     def detach(self) -> None:
         """Restore the model; harmless when done already."""
-        _remove(self._hooks)
+        _remove(self._hooks, self._model)
 
 
 def attach(
-    model: nn.Module, method: Compressor | str, *, visual_mask: Tensor | None = None, **options: Any
+    model: nn.Module,
+    method: Compressor | str | Sequence[Compressor],
+    *,
+    visual_mask: Tensor | None = None,
+    **options: Any,
 ) -> Run:
     """Compress the model's visual tokens until `detach` is called on the result.
 
+    A model compiled as a whole (`torch.compile(model)`) is compiled anew after attaching and after detaching: its
+    graphs would not notice. Decode steps that transformers compiles itself stay compiled.
+
     Args:
-        model: a transformers vision-language model, one wrapped by PEFT, or a bare language model called with
-            inputs_embeds.
-        method: a compressor, or the name of one with its `options`: `attach(model, "dart", keep=64)`.
+        model: a transformers vision-language model, one wrapped by PEFT, DDP, FSDP or torch.compile, or a bare language
+            model called with inputs_embeds.
+        method: a compressor; the name of one with its `options`: `attach(model, "dart", keep=64)`; or several, each
+            at its own layer: later stages choose among the tokens that earlier ones left.
         visual_mask: (batch, rows) bool naming the visual tokens where input_ids cannot.
         **options: keep=, layer= and the method's own, for a method given by name.
 
     Raises:
-        FovealError: a bad option, a model without visual tokens, or a model that is compressed already.
+        FovealError: a bad option, methods that do not go together, a model without visual tokens or of a family that is
+            not supported, or a model that is compressed already.
     """
     if isinstance(method, str):
         method = get(method, **options)
@@ -134,40 +145,47 @@ def attach(
     parts = find_parts(model)
     if parts.decoder in _attached:
         raise FovealError(
-            "this model is compressed already: leave the block, or call foveal.detach(model), first"
+            "this model is compressed already: leave the block, or call foveal.detach(model), first; for several "
+            "stages at once pass a list of methods"
         )
-    hooks = Hooks(parts, method, visual_mask)
+    hooks = Hooks(parts, (method,) if isinstance(method, Compressor) else method, visual_mask)
     hooks.install()
     _attached[parts.decoder] = ref(hooks)
-    return Run(hooks)
+    forget_graphs(model)
+    return Run(hooks, model)
 
 
 def detach(model: nn.Module) -> None:
     """Restore a model that `attach` or `load` compressed; harmless on any other model."""
     hooks = _hooks_of(find_parts(model).decoder)
     if hooks is not None:
-        _remove(hooks)
+        _remove(hooks, model)
 
 
-def attached(model: nn.Module) -> Compressor | None:
-    """The compressor at work on `model`, None if there is none."""
+def attached(model: nn.Module) -> tuple[Compressor, ...]:
+    """The compressors at work on `model`, by layer; none if it is as it was."""
     hooks = _hooks_of(find_parts(model).decoder)
-    return None if hooks is None else hooks.compressor
+    return () if hooks is None else hooks.compressors
 
 
 def _hooks_of(decoder: nn.Module) -> Hooks | None:
     return _attached[decoder]() if decoder in _attached else None
 
 
-def _remove(hooks: Hooks) -> None:
+def _remove(hooks: Hooks, model: nn.Module) -> None:
     hooks.remove()
     if _hooks_of(hooks.parts.decoder) is hooks:
         del _attached[hooks.parts.decoder]
+        forget_graphs(model)
 
 
 @contextmanager
 def compress(
-    model: nn.Module, method: Compressor | str, *, visual_mask: Tensor | None = None, **options: Any
+    model: nn.Module,
+    method: Compressor | str | Sequence[Compressor],
+    *,
+    visual_mask: Tensor | None = None,
+    **options: Any,
 ) -> Iterator[Run]:
     """Compress the model's visual tokens inside a `with` block; arguments and errors as for `attach`.
 

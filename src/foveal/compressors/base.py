@@ -40,8 +40,10 @@ class Compressor:
     """Drops visual tokens at the entry of decoder layer `layer`; layers before it see all of them.
 
     Args:
-        keep: visual tokens kept per image: a count (int), or a fraction of the image's tokens (float in (0, 1]).
+        keep: visual tokens kept per image: a count (int), or a fraction (float in (0, 1]) of the image's tokens that
+            reach the layer. A video clip counts as one image.
         layer: 0-based decoder layer K; layers 0..K-1 see all tokens.
+        per_frame: spend the budget on every frame of a clip (in some families, every pair of frames) instead.
 
     Raises:
         FovealError: keep or layer out of range.
@@ -49,6 +51,7 @@ class Compressor:
 
     keep: int | float
     layer: int = 2
+    per_frame: bool = False
 
     card: ClassVar[MethodCard | None] = None
 

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-import transformers
-from packaging.version import Version
 from torch import Tensor, nn
 
 from foveal.compressors import Compressor, TokenContext
+from foveal.engine.deepstack import deepen
 from foveal.engine.families import Parts, find_parts
 from foveal.engine.frame import Frame, Stream
 from foveal.engine.hooks import Hooks, current_frame, decide
@@ -25,9 +24,6 @@ from foveal.engine.rows import restore, take
 from foveal.errors import FovealError
 
 __all__ = ["lockstep"]
-
-_HOOKS_OUTSIDE = Version(transformers.__version__) >= Version("5.23")
-
 
 @contextmanager
 def lockstep(
@@ -53,7 +49,6 @@ def lockstep(
             f"teacher and student must act at one layer, not {teacher.layer} and {student.layer}"
         )
     parts = find_parts(model)
-    _refuse_old_checkpointing(parts)
     hooks = _LockstepHooks(parts, student, teacher, labels)
     hooks.install()
     try:
@@ -66,24 +61,28 @@ class _LockstepHooks(Hooks):
     """The engine's hooks with a second stream of rows."""
 
     def __init__(self, parts: Parts, student: Compressor, teacher: Compressor | None, labels: Tensor) -> None:
-        super().__init__(parts, student)
+        super().__init__(parts, (student,))
         self.teacher = teacher
         self.labels = labels
 
-    def _pending_labels(self) -> Tensor | None:
+    def _labels_of(self, kwargs: dict[str, Any]) -> Tensor | None:
         return self.labels
 
-    def _begin(self, frame: Frame, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _begin(
+        self, compressor: Compressor, frame: Frame, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor:
         if kwargs.get("past_key_values") is not None:
             raise FovealError("training makes no use of a cache: pass use_cache=False")
-        return super()._begin(frame, hidden, kwargs)
+        return super()._begin(compressor, frame, hidden, kwargs)
 
-    def _choose(self, frame: Frame, context: TokenContext, hidden: Tensor, past: int) -> Tensor:
+    def _choose(
+        self, compressor: Compressor, frame: Frame, context: TokenContext, hidden: Tensor, past: int
+    ) -> Tensor:
         if self.teacher is not None:
             result, index = decide(self.teacher, frame, context, past)
             frame.teacher = result.stream
             frame.teacher_hidden = context.hidden if index is None else take(context.hidden, index, 1, 0)
-        return super()._choose(frame, context, hidden, past)
+        return super()._choose(compressor, frame, context, hidden, past)
 
     def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         student = super()._before_layer(index, layer, args, kwargs)
@@ -101,10 +100,11 @@ class _LockstepHooks(Hooks):
         kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         assert frame.teacher_hidden is not None
         with torch.no_grad(), _no_cached_casts():
-            frame.teacher_hidden = layer.forward(frame.teacher_hidden, *args, **kwargs)
+            hidden = layer.forward(frame.teacher_hidden, *args, **kwargs)
+            frame.teacher_hidden = deepen(frame, stream, index, hidden)
 
-    def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
-        output = super()._after_decoder(module, args, output)
+    def _after_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        output = super()._after_decoder(module, args, kwargs, output)
         answers = (self.labels[:, 1:] != -100).nonzero(as_tuple=True)
         student = output.last_hidden_state[answers]
         if self.teacher is None:
@@ -125,14 +125,6 @@ class _LockstepHooks(Hooks):
         frame.teacher.memo.clear()
         frame.teacher_hidden = None
         return hidden[answers]
-
-
-def _refuse_old_checkpointing(parts: Parts) -> None:
-    """Before 5.23, transformers ran module hooks again when a checkpointed layer was recomputed."""
-    if any(getattr(layer, "gradient_checkpointing", False) for layer in parts.layers) and not _HOOKS_OUTSIDE:
-        raise FovealError(
-            "gradient checkpointing needs transformers >= 5.23 here: upgrade it, or switch checkpointing off"
-        )
 
 
 @contextmanager

@@ -18,7 +18,15 @@ from transformers import Cache
 
 from foveal.errors import FovealError
 
-__all__ = ["LayerView", "LogicalCache", "physical_length", "view_of", "with_views"]
+__all__ = [
+    "LayerView",
+    "LogicalCache",
+    "held_keys",
+    "physical_length",
+    "static_length",
+    "view_of",
+    "with_views",
+]
 
 
 @dataclass(eq=False)
@@ -27,15 +35,18 @@ class LayerView:
 
     Attributes:
         columns: (batch, known) logical index of the first physical keys, -1 for filler.
-        offset: logical minus physical index of every later key.
+        offset: logical minus physical index of every later key; a tensor where the cache is static, so that compiled
+            graphs do not depend on its value.
         uniform: no filler, so every sample holds the same number of keys.
+        table: of a static cache, (batch, slots) logical index of every slot, -1 for filler and slots beyond the end.
         memo: the translated masks of the current step, by the mask they came from.
     """
 
     columns: Tensor
-    offset: int
+    offset: int | Tensor
     uniform: bool
-    memo: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)
+    table: Tensor | None = None
+    memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
     def columns_between(self, start: int, stop: int) -> Tensor:
         """Logical index (batch, stop - start) of the physical keys start..stop-1."""
@@ -43,24 +54,41 @@ class LayerView:
         later = torch.arange(max(start, known), max(stop, known), device=self.columns.device) + self.offset
         return torch.cat([self.columns[:, start:stop], later.expand(batch, -1)], dim=1)
 
+    def allocated(self, slots: int | None) -> LayerView:
+        """This view for a cache with a fixed number of slots; unchanged where `slots` is None."""
+        if slots is None:
+            return self
+        table = self.columns_between(0, slots)
+        table = table.masked_fill(table >= slots, -1).contiguous()
+        offset = torch.as_tensor(self.offset, device=table.device)
+        return LayerView(self.columns, offset, uniform=False, table=table)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Change the batch dimension of everything."""
+        self.columns = function(self.columns)
+        self.table = None if self.table is None else function(self.table)
+        self.memo.clear()
+
 
 class LogicalCache(Cache):
     """Mixed into the class of a cache on its first prune."""
 
     views: dict[int, LayerView]
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
         """Logical length of a layer: dropped tokens count."""
         view = self.views.get(layer_idx)
-        return physical_length(self, layer_idx) + (view.offset if view else 0)
+        length = super().get_seq_length(layer_idx)
+        return length if view is None else length + view.offset
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:
+    def get_query_offset(self, layer_idx: int = 0) -> Any:
         """Logical position of the next query."""
         return self.get_seq_length(layer_idx)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Logical keys that a mask covers, and the first of them."""
-        if layer_idx not in self.views:
+        view = self.views.get(layer_idx)
+        if view is None or view.table is not None:
             sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
             return sizes
         past = self.get_seq_length(layer_idx)
@@ -85,13 +113,13 @@ class LogicalCache(Cache):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens (a negative count; a positive number is the logical length to keep)."""
-        removed = -tokens_to_remove if tokens_to_remove < 0 else self.get_seq_length() - tokens_to_remove
-        if tokens_to_remove == 0 or removed <= 0:
+        removed = self.get_seq_length() - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
+        if removed < 0:
             return
         for view in self._distinct_views():
             layer = next(index for index, other in self.views.items() if other is view)
             _crop_view(view, physical_length(self, layer) - removed)
-        super().crop(-removed)
+        super().crop(-int(removed))
 
     def reset(self) -> None:
         """Empty the cache."""
@@ -103,8 +131,7 @@ class LogicalCache(Cache):
 
     def _map_columns(self, function: Callable[[Tensor], Tensor]) -> None:
         for view in self._distinct_views():
-            view.columns = function(view.columns)
-            view.memo.clear()
+            view.map(function)
 
 
 def _crop_view(view: LayerView, remaining: int) -> None:
@@ -119,6 +146,22 @@ def _crop_view(view: LayerView, remaining: int) -> None:
         )
     view.columns = view.columns[:, :remaining]
     view.memo.clear()
+
+
+def static_length(cache: Cache, layer: int) -> int | None:
+    """Slots of a static layer, None of one that grows."""
+    if layer >= len(cache.layers) or not cache.layers[layer].is_compileable:
+        return None
+    return int(cache.layers[layer].get_max_length())
+
+
+def held_keys(cache: Cache, layer: int) -> int:
+    """Keys that a layer that grows hands to attention besides the new ones: all, or a sliding window's last."""
+    length = physical_length(cache, layer)
+    if layer >= len(cache.layers):
+        return length
+    held: Any = cache.layers[layer]
+    return min(length, held.sliding_window - 1) if getattr(held, "is_sliding", False) else length
 
 
 def physical_length(cache: Cache, layer: int) -> int:
@@ -140,16 +183,9 @@ def with_views(cache: Cache, hooked_layers: tuple[int, ...]) -> LogicalCache:
 
     One class per set of hooked layers: compiled graphs are guarded on the cache's type but not on module hooks, so a
     graph made with other hooks can never be reused for this cache.
-
-    Raises:
-        FovealError: a static cache, whose keys cannot be dropped.
     """
     if isinstance(cache, LogicalCache):
         return cache
-    if cache.is_compileable:
-        raise FovealError(
-            "static caches are not supported yet: use the default cache_implementation (dynamic)"
-        )
     key = (type(cache), hooked_layers)
     with _lock:
         if key not in _classes:

@@ -1,31 +1,86 @@
-"""Where the parts of a model are: the only place that knows about model families.
+"""Model families: where their parts are and what is peculiar about them. The only place that knows.
 
-A family that follows the common path of transformers (`get_decoder()`, `config.image_token_id`, decoder `layers` with
-`self_attn`) needs no entry; the table holds what must be known beyond that.
+A family that follows the common path of transformers (`get_decoder()`, `config.image_token_id`, features from
+`get_image_features()`, decoder `layers` with `self_attn`) works without an entry, with a warning that it is untested.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, cast
 
 from torch import nn
 
 from foveal.errors import FovealError
 
-__all__ = ["FAMILIES", "Family", "Parts", "find_parts"]
+__all__ = ["FAMILIES", "REFUSED", "Family", "Parts", "find_parts", "layers_of_wrapping"]
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a family needs beyond the common path.
+    """Where a family's parts are below its base model, and its quirks.
 
     Attributes:
-        tokens_per_image: from the config, the fixed number of visual tokens of every image.
+        tower: the vision tower.
+        projector: from the tower's width to the decoder's; inside the tower in some families.
+        decoder: the module that owns the decoder layers.
+        tiles: features come per tile, and an image is a whole run of placeholders.
+        broken: modalities whose placeholders of one image or clip are broken up by text tokens (row breaks,
+            timestamps), so that only the features tell where the next one starts.
+        frames: how frames are told apart in a clip: by `grid` positions, as `runs` of placeholders, or from the
+            config, the number of tokens of each; None where the family takes no video.
     """
 
-    tokens_per_image: Callable[[Any], int]
+    tower: str
+    projector: str
+    decoder: str = "language_model"
+    tiles: bool = False
+    broken: frozenset[str] = frozenset()
+    frames: Literal["grid", "runs"] | Callable[[Any], int] | None = None
+
+
+def _onevision_frame(config: Any) -> int:
+    """Tokens of a video frame: the tower's grid, pooled 2 x 2."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return int((-(-side // 2)) ** 2)
+
+
+_LLAVA = Family(tower="vision_tower", projector="multi_modal_projector")
+_QWEN = Family(tower="visual", projector="visual.merger", frames="grid")
+_QWEN3 = Family(tower="visual", projector="visual.merger", broken=frozenset({"video"}), frames="runs")
+_IDEFICS = Family(tower="vision_model", projector="connector", decoder="text_model")
+
+FAMILIES: dict[str, Family] = {
+    "gemma3": _LLAVA,
+    "idefics3": _IDEFICS,
+    "internvl": Family(tower="vision_tower", projector="multi_modal_projector", tiles=True),
+    "llava": _LLAVA,
+    "llava_next": _LLAVA,
+    "llava_onevision": Family(
+        tower="vision_tower", projector="multi_modal_projector", frames=_onevision_frame
+    ),
+    "mistral3": Family(
+        tower="vision_tower", projector="multi_modal_projector", broken=frozenset({"image"})
+    ),
+    "paligemma": _LLAVA,
+    "qwen2_5_vl": _QWEN,
+    "qwen2_vl": _QWEN,
+    "qwen3_vl": _QWEN3,
+    "qwen3_vl_moe": _QWEN3,
+    "smolvlm": _IDEFICS,
+}
+
+_LINEAR = "its linear-attention layers keep a running state, from which no token can be dropped"
+REFUSED: dict[str, str] = {
+    "gemma3n": "later layers reuse the keys of earlier ones, and every layer takes inputs of its own for each row",
+    "gemma4": "later layers reuse the keys of earlier ones, and every layer takes inputs of its own for each row",
+    "mllama": "its decoder sees images through cross-attention layers, not as tokens",
+    "qwen3_5": _LINEAR,
+    "qwen3_5_moe": _LINEAR,
+}
 
 
 @dataclass(frozen=True)
@@ -33,18 +88,20 @@ class Parts:
     """The modules the engine hooks.
 
     Attributes:
-        top: the model whose forward takes labels, without a PEFT wrapper.
+        top: the model whose forward takes labels, without wrappers.
         base: the module that merges image features (the decoder itself in a bare language model).
         decoder: the module that owns `layers` and the final `norm`.
-        image_token_id: the placeholder's id, None where ids name no visual token.
-        tokens_per_image: the family's fixed number of visual tokens per image, or None.
+        family: the family's entry, or an empty one.
+        placeholders: token id of each modality's placeholder; empty where ids name no visual token.
+        deepstack: number of decoder layers behind which features are added again (DeepStack).
     """
 
     top: nn.Module
     base: nn.Module
     decoder: nn.Module
-    image_token_id: int | None
-    tokens_per_image: int | None
+    family: Family
+    placeholders: dict[str, int] = field(default_factory=dict)
+    deepstack: int = 0
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -56,36 +113,60 @@ class Parts:
         return cast(nn.Module, self.layers[layer].self_attn)
 
 
-def _llava_tokens(config: Any) -> int:
-    vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    return int(patches + (config.vision_feature_select_strategy != "default"))
-
-
-FAMILIES = {"llava": Family(tokens_per_image=_llava_tokens)}
+def layers_of_wrapping(model: nn.Module) -> list[nn.Module]:
+    """The model, then what is inside each of its torch.compile, DDP and PEFT wrappers; the last has no wrapper."""
+    found: list[Any] = [model]
+    while True:
+        inner = found[-1]
+        if hasattr(inner, "_orig_mod"):
+            found.append(inner._orig_mod)
+        elif isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            found.append(inner.module)
+        elif hasattr(inner, "get_base_model"):
+            found.append(inner.get_base_model())
+        else:
+            return found
 
 
 def find_parts(model: nn.Module) -> Parts:
     """Locate the parts of a Hugging Face model.
 
     Raises:
-        FovealError: the model has no decoder with self-attention layers that hooks can reach.
+        FovealError: no transformers model, or one of a family that cannot be supported, with the reason.
     """
-    wrapped: Any = model
-    top = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    top: Any = layers_of_wrapping(model)[-1]
     config = getattr(top, "config", None)
     if config is None or not hasattr(top, "get_decoder"):
         raise FovealError(
             f"{type(model).__name__} is no transformers model: pass one loaded by an Auto class"
         )
-    decoder = _decoder(top)
-    family = FAMILIES.get(config.model_type)
+    if config.model_type in REFUSED:
+        raise FovealError(f"{config.model_type} models are not supported: {REFUSED[config.model_type]}")
+    placeholders = {
+        modality: token
+        for modality in ("image", "video")
+        if (token := getattr(config, f"{modality}_token_id", None)) is not None
+    }
+    if placeholders and config.model_type not in FAMILIES:
+        _warn_untested(config.model_type)
+    vision = getattr(config, "vision_config", None)
     return Parts(
         top=top,
         base=top.base_model,
-        decoder=decoder,
-        image_token_id=getattr(config, "image_token_id", None),
-        tokens_per_image=family.tokens_per_image(config) if family else None,
+        decoder=_decoder(top),
+        family=FAMILIES.get(config.model_type, _LLAVA),
+        placeholders=placeholders,
+        deepstack=len(getattr(vision, "deepstack_visual_indexes", None) or ()),
+    )
+
+
+@cache
+def _warn_untested(model_type: str) -> None:
+    """Once per family and process."""
+    warnings.warn(
+        f"{model_type} models are untested with Foveal: they follow the common path of transformers and should work; "
+        "compare keep=1.0 with the plain model before you trust them",
+        stacklevel=4,
     )
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import Cache
 
 from foveal.compressors.context import Selection, VisualLayout
-from foveal.engine.cache import LayerView, physical_length, view_of
+from foveal.engine.cache import LayerView, physical_length, static_length, view_of
 from foveal.engine.masks import translate_mask
 from foveal.engine.rows import compact, map_tensors, take
+from foveal.errors import FovealError
 
-__all__ = ["Frame", "StageResult", "Stream", "image_numbers"]
+__all__ = ["Frame", "StageResult", "Stream"]
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Stream:
     Attributes:
         rows: (batch, kept) logical row of each physical row, -1 filler.
         numbers: (batch, kept) image number of each row, -1 for text and filler.
+        text: (batch, kept) bool, real rows that are no visual token.
+        prompt: (batch, kept) bool, real rows before the first answer.
         lengths: visual tokens left of each image, on the host.
         row_counts: rows of each sample, on the host.
         memo: tables and masks already gathered for this forward, by the object they came from (kept alive there).
@@ -32,6 +35,8 @@ class Stream:
 
     rows: Tensor
     numbers: Tensor
+    text: Tensor
+    prompt: Tensor
     lengths: tuple[int, ...]
     row_counts: tuple[int, ...]
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
@@ -40,33 +45,40 @@ class Stream:
     @property
     def uniform(self) -> bool:
         """Whether every sample has the same number of rows, so that there is no filler."""
-        return len(set(self.row_counts)) == 1
+        return set(self.row_counts) == {self.rows.shape[1]}
 
     def narrow(
         self, keep: Tensor, lengths: tuple[int, ...], row_counts: tuple[int, ...]
     ) -> tuple[Stream, Tensor]:
         """The stream of the rows marked in `keep` (batch, rows), and (batch, kept) their index into this stream."""
-        index = compact(keep, max(row_counts))
+        # Never a single row: behind a cache that would look like a decode step.
+        index = compact(keep, max(*row_counts, min(2, keep.shape[1])))
         filler = index < 0
-        rows = take(self.rows, index, 1, 0).masked_fill(filler, -1)
-        numbers = take(self.numbers, index, 1, 0).masked_fill(filler, -1)
-        return Stream(rows, numbers, lengths, row_counts), index
+        stream = Stream(
+            rows=take(self.rows, index, 1, 0).masked_fill(filler, -1),
+            numbers=take(self.numbers, index, 1, 0).masked_fill(filler, -1),
+            text=take(self.text, index, 1, 0) & ~filler,
+            prompt=take(self.prompt, index, 1, 0) & ~filler,
+            lengths=lengths,
+            row_counts=row_counts,
+        )
+        return stream, index
 
     def grow_view(self, cache: Cache, layer: int, frame_length: int) -> tuple[LayerView, int]:
         """The layer's cache view once these rows are added, and the logical number of keys before them."""
         old = view_of(cache, layer)
         physical = physical_length(cache, layer)
-        past = physical + (old.offset if old else 0)
+        past = physical + (int(old.offset) if old else 0)
         key = (id(old), physical)
         if key not in self.views:
             before = old.columns_between(0, physical) if old else _counting(physical, self.rows)
             added = torch.where(self.rows >= 0, self.rows + past, -1)
             view = LayerView(
-                columns=torch.cat([before, added], dim=1),
+                columns=torch.cat([before.to(added.device), added], dim=1),
                 offset=past + frame_length - physical - self.rows.shape[1],
                 uniform=self.uniform and (old is None or old.uniform),
             )
-            self.views[key] = (old, view)
+            self.views[key] = (old, view.allocated(static_length(cache, layer)))
         return self.views[key][1], past
 
     def translate(
@@ -133,8 +145,6 @@ class Frame:
 
     Attributes:
         length: logical rows of this forward.
-        real: (batch, rows) bool, False for padding.
-        prompt: (batch, rows) bool, real rows before the first answer that is trained on.
         whole: the stream of all rows.
         text_counts: real text rows of each sample, on the host.
         image_samples: the sample of each image, on the host.
@@ -142,13 +152,12 @@ class Frame:
         student: the model's own stream once something was dropped.
         teacher: the teacher's stream, in lock-step training.
         teacher_hidden: (batch, kept, width) the teacher's residual stream.
+        deepstack: (batch, rows, width) what is added behind each of the first layers, in models that do so.
         observed: what methods observed, by the layer they act at.
         stages: the decisions taken so far.
     """
 
     length: int
-    real: Tensor
-    prompt: Tensor
     whole: Stream
     text_counts: tuple[int, ...]
     image_samples: tuple[int, ...]
@@ -156,36 +165,61 @@ class Frame:
     student: Stream | None = None
     teacher: Stream | None = None
     teacher_hidden: Tensor | None = None
+    deepstack: list[Tensor] = field(default_factory=list)
     observed: dict[int, Tensor] = field(default_factory=dict)
     stages: list[StageResult] = field(default_factory=list)
 
+    @property
+    def current(self) -> Stream:
+        """The rows that reach the next layer."""
+        return self.student or self.whole
+
     @classmethod
-    def of(
-        cls, visual: Tensor, real: Tensor, labels: Tensor | None, tokens_per_image: int | None
-    ) -> Frame | None:
+    def of(cls, numbers: Tensor, real: Tensor, labels: Tensor | None, asked: int = 1) -> Frame | None:
         """Describe a forward, None if it holds no visual token. The one place that waits for the device.
 
         Args:
-            visual: (batch, rows) bool.
+            numbers: (batch, rows) image number of each row, -1 for text.
             real: (batch, rows) bool, False for padding.
             labels: (batch, rows) or None.
-            tokens_per_image: the family's fixed number, or None.
+            asked: the last rows whose logits the caller asked for; 0 for all.
+
+        Raises:
+            FovealError: the only logits asked for are those of a visual token, which may be dropped.
         """
-        visual = visual & real
-        numbers = image_numbers(visual, tokens_per_image)
+        visual = (numbers >= 0) & real
         per_token = numbers[visual]
         if not per_token.numel():
             return None
         lengths = per_token.bincount()
         first = lengths.cumsum(0) - lengths
         samples = visual.nonzero()[:, 0][first]
-        text_counts = (real & ~visual).sum(dim=1)
-        lengths_host, samples_host, text_host = (tuple(x.tolist()) for x in (lengths, samples, text_counts))
+        text = real & ~visual
+        ends = visual[:, -asked:].any() if asked else visual.new_zeros(())
+        facts = (lengths, samples, text.sum(dim=1), ends)
+        lengths_host, samples_host, text_host, ends_on_image = (x.tolist() for x in facts)
+        if ends_on_image:
+            raise FovealError(
+                "the last row is a visual token, which may be dropped, so nothing would predict the next token: end "
+                "the prompt with text, and in chunked prefill choose a prefill_chunk_size that cuts no image"
+            )
         batch, rows = visual.shape
-        index = torch.arange(rows, device=visual.device).expand(batch, -1)
-        whole = Stream(index, numbers, lengths_host, (rows,) * batch)
-        prompt = real if labels is None else real & ((labels != -100).cumsum(dim=1) == 0)
-        return cls(rows, real, prompt, whole, text_host, samples_host, labels)
+        whole = Stream(
+            rows=torch.arange(rows, device=visual.device).expand(batch, -1),
+            numbers=torch.where(visual, numbers, -1),
+            text=text,
+            prompt=_prompt(real, labels, asked),
+            lengths=tuple(lengths_host),
+            row_counts=(rows,) * batch,
+        )
+        return cls(rows, whole, tuple(text_host), tuple(samples_host), labels)
+
+    def release(self) -> None:
+        """Let go of what only this forward needed; what `stages` say stays."""
+        self.deepstack = []
+        for result in self.stages:
+            result.stream.memo.clear()
+            result.stream.views.clear()
 
     def row_counts(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
         """Rows of each sample when image i keeps lengths[i] tokens."""
@@ -195,24 +229,9 @@ class Frame:
         return tuple(counts)
 
 
-def image_numbers(visual: Tensor, tokens_per_image: int | None) -> Tensor:
-    """Number the images of a batch.
-
-    An image is a run of neighbouring visual tokens; a longer run of a family with a fixed number of tokens per
-    image holds several.
-
-    Args:
-        visual: (batch, rows) bool.
-        tokens_per_image: the family's fixed count, or None.
-
-    Returns:
-        (batch, rows) int64: the image's number in reading order over the batch, -1 for text.
-    """
-    before = torch.nn.functional.pad(visual, (1, 0))[:, :-1]
-    first = visual & ~before
-    if tokens_per_image is not None:
-        row = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
-        run_start = torch.where(first, row, -1).cummax(dim=1).values
-        first = visual & ((row - run_start) % tokens_per_image == 0)
-    number = first.flatten().cumsum(0).view_as(visual) - 1
-    return torch.where(visual, number, -1)
+def _prompt(real: Tensor, labels: Tensor | None, asked: int) -> Tensor:
+    """Real rows before the first answer that is trained on, or scored: drafts of assisted decoding are no prompt."""
+    prompt = real if labels is None else real & ((labels != -100).cumsum(dim=1) == 0)
+    if asked > 1:
+        prompt = prompt & (torch.arange(real.shape[1], device=real.device) <= real.shape[1] - asked)
+    return prompt

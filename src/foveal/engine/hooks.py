@@ -7,8 +7,11 @@ that still exist, and one after the decoder puts the rows back.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -18,79 +21,110 @@ from transformers import Cache
 
 from foveal.compressors.base import Compressor
 from foveal.compressors.context import AttentionInputs, TokenContext, VisualLayout
-from foveal.engine.cache import LogicalCache, physical_length, view_of, with_views
+from foveal.engine.cache import LogicalCache, held_keys, physical_length, view_of, with_views
+from foveal.engine.deepstack import deepen, take_over
 from foveal.engine.families import Parts
 from foveal.engine.frame import Frame, StageResult, Stream
-from foveal.engine.masks import translate_mask
+from foveal.engine.images import Placeholders, watch_features
+from foveal.engine.masks import real_rows, translate_mask
 from foveal.engine.probe import observe_attention
+from foveal.engine.refusals import (
+    check_stages,
+    refuse_cache,
+    refuse_lost_labels,
+    refuse_old_checkpointing,
+    refuse_unknown_arguments,
+    refuse_window,
+)
 from foveal.engine.rows import restore, take
 from foveal.errors import FovealError
 
 __all__ = ["Hooks", "current_frame", "decide"]
 
-_frame: ContextVar[Frame | None] = ContextVar("foveal_frame", default=None)
-_labels: ContextVar[Tensor | None] = ContextVar("foveal_labels", default=None)
 
-_KNOWN_SEQUENCE_ARGUMENTS = frozenset(
-    (
-        "hidden_states",
-        "attention_mask",
-        "position_ids",
-        "position_embeddings",
-        "past_key_values",
-        "cache_position",
-    )
-)
+@dataclass
+class _Call:
+    """What the model was called with, noted on the way down to the decoder.
+
+    Attributes:
+        labels: (batch, rows) or None.
+        asked: the last rows whose logits were asked for; 0 for all.
+        placeholders: the visual rows; None before the base model is reached.
+        real: (batch, rows) bool, False for padding.
+    """
+
+    labels: Tensor | None = None
+    asked: int = 0
+    placeholders: Placeholders | None = None
+    real: Tensor | None = None
+
+
+_call: ContextVar[_Call | None] = ContextVar("foveal_call", default=None)
+_frame: ContextVar[Frame | None] = ContextVar("foveal_frame", default=None)
 
 
 class Hooks:
-    """Installs and removes the hooks of one compressor on one model.
+    """Installs and removes the hooks of one or several compressors on one model.
 
     Args:
         parts: the model's modules.
-        compressor: the method, acting at its `layer`.
+        compressors: the methods, each acting at its own `layer`.
         visual_mask: (batch, rows) bool naming the visual tokens where input_ids cannot.
 
     Raises:
-        FovealError: the layer is beyond the model's depth, or the model has no visual tokens to drop.
+        FovealError: a layer is beyond the model's depth, methods that do not go together, or a model without visual
+            tokens to drop.
     """
 
-    def __init__(self, parts: Parts, compressor: Compressor, visual_mask: Tensor | None = None) -> None:
-        self.parts = parts
-        self.compressor = compressor
-        self.visual_mask = visual_mask
-        self.last_frame: Frame | None = None
-        depth = len(parts.layers)
-        if compressor.layer >= depth:
-            raise FovealError(
-                f"layer={compressor.layer} is beyond the model's depth: it has decoder layers 0 to {depth - 1}"
-            )
-        if parts.image_token_id is None and visual_mask is None:
+    def __init__(
+        self, parts: Parts, compressors: Sequence[Compressor], visual_mask: Tensor | None = None
+    ) -> None:
+        check_stages(compressors, len(parts.layers))
+        if not parts.placeholders and visual_mask is None:
             raise FovealError(
                 f"{type(parts.top).__name__} has no image token, so nothing says which tokens are visual: use a "
                 "vision-language model, or pass visual_mask= with inputs_embeds"
             )
-        self._hooked = tuple(range(compressor.layer, depth))
+        self.parts = parts
+        self.compressors = tuple(sorted(compressors, key=lambda compressor: compressor.layer))
+        self.visual_mask = visual_mask
+        self._at = {compressor.layer: compressor for compressor in self.compressors}
+        first = self.compressors[0].layer
+        self._hooked = tuple(range(first, len(parts.layers)))
+        self._deepened = range(parts.deepstack if first < parts.deepstack else 0)
         self._stack = ExitStack()
+        self._last: Frame | None = None
+        self._last_here = threading.local()
+
+    @property
+    def last_frame(self) -> Frame | None:
+        """The last forward that held visual tokens: of this thread, or if it ran none, of any."""
+        return getattr(self._last_here, "frame", self._last)
 
     def install(self) -> None:
         """Put the hooks in place; `remove` restores the model exactly."""
-        parts, stack = self.parts, self._stack
+        parts = self.parts
         with ExitStack() as undo:
-            if self.compressor.observes():
-                observer = partial(self._observe, self.compressor)
-                undo.enter_context(observe_attention(parts.attention(self.compressor.layer - 1), observer))
+            undo.enter_context(watch_features(parts.base))
+            for compressor in self.compressors:
+                if compressor.observes():
+                    observer = partial(self._observe, compressor)
+                    undo.enter_context(observe_attention(parts.attention(compressor.layer - 1), observer))
             handles = [
                 parts.top.register_forward_pre_hook(self._before_top, with_kwargs=True),
                 parts.base.register_forward_pre_hook(self._before_base, with_kwargs=True),
-                parts.decoder.register_forward_hook(self._after_decoder),
+                parts.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+                parts.decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
             ]
             for index in self._hooked:
                 hook = partial(self._before_layer, index)
                 handles.append(parts.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+            for index in self._deepened:
+                after = partial(self._after_layer, index)
+                handles.append(parts.layers[index].register_forward_hook(after, with_kwargs=True))
             for handle in handles:
                 undo.callback(handle.remove)
-            stack.push(undo.pop_all())
+            self._stack.push(undo.pop_all())
 
     def remove(self) -> None:
         """Take every hook away."""
@@ -98,103 +132,147 @@ class Hooks:
 
     # ------------------------------------------------------------------ around the model
 
-    def _before_top(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        _labels.set(kwargs.get("labels"))
+    def _before_top(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if _is_decode_step(_source(args, kwargs), kwargs):
+            return
+        asked = kwargs.get("logits_to_keep", 0)
+        _call.set(_Call(self._labels_of(kwargs), asked if isinstance(asked, int) else 0))
+
+    def _labels_of(self, kwargs: dict[str, Any]) -> Tensor | None:
+        """The labels that the model was called with."""
+        return kwargs.get("labels")
 
     def _before_base(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        frame = self._describe(args, kwargs, self._pending_labels())
-        _frame.set(frame)
-        if frame is not None:
-            self.last_frame = frame
+        source = _source(args, kwargs)
+        if _is_decode_step(source, kwargs):
+            return
+        call = _call.get()
+        if call is None or call.placeholders is not None:
+            # Nobody came by the top: the base model was called itself.
+            call = _Call()
+        _frame.set(None)
+        _call.set(call)
+        if source is None:
+            return
+        call.placeholders = self._placeholders(args, kwargs, source)
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        call.real = real_rows(kwargs.get("attention_mask"), source, past)
 
-    def _pending_labels(self) -> Tensor | None:
-        """The labels that the model's own forward was called with."""
-        labels = _labels.get()
-        _labels.set(None)
-        return labels
-
-    def _describe(self, args: Any, kwargs: dict[str, Any], labels: Tensor | None) -> Frame | None:
-        """The frame of this forward; None for decode steps and for sequences without visual tokens."""
-        ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
-        embeds: Tensor | None = kwargs.get("inputs_embeds")
-        source = ids if ids is not None else embeds
-        if source is None or source.shape[1] == 1:
-            return None
-        visual = self._visual(ids, source)
-        real = _real_rows(kwargs.get("attention_mask"), visual)
-        return Frame.of(visual, real, labels, self.parts.tokens_per_image)
-
-    def _visual(self, ids: Tensor | None, source: Tensor) -> Tensor:
-        batch, rows = source.shape[:2]
+    def _placeholders(self, args: Any, kwargs: dict[str, Any], source: Tensor) -> Placeholders:
         if self.visual_mask is not None:
-            return _expand_mask(self.visual_mask.to(source.device), batch, rows)
-        if ids is None or self.parts.image_token_id is None:
+            return Placeholders.named(self.visual_mask.to(source.device), *source.shape[:2])
+        ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None or not self.parts.placeholders:
             raise FovealError("nothing says which tokens are visual: pass visual_mask= (batch, rows) bool")
-        return ids.eq(self.parts.image_token_id)
+        return Placeholders.of(self.parts, ids, kwargs)
 
-    def _after_decoder(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+    def _before_decoder(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if _is_decode_step(_source(args, kwargs), kwargs):
+            return None
+        call = _call.get()
+        _call.set(None)
+        frame = None if call is None else self._describe(call, kwargs.get("position_ids"))
+        _frame.set(frame)
+        if frame is None:
+            return None
+        self._last = self._last_here.frame = frame
+        return args, take_over(frame, kwargs) if self._deepened else kwargs
+
+    def _describe(self, call: _Call, positions: Tensor | None) -> Frame | None:
+        """The frame of this forward; None for sequences without visual tokens."""
+        if call.placeholders is None or call.real is None:
+            return None
+        per_frame = self.compressors[0].per_frame
+        numbers = call.placeholders.numbers(self.parts, positions, per_frame=per_frame)
+        return None if numbers is None else Frame.of(numbers, call.real, call.labels, call.asked)
+
+    def _after_decoder(self, _module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if _is_decode_step(_source(args, kwargs), kwargs):
+            return output
         frame = _frame.get()
         if frame is None or frame.student is None:
             return output
         output.last_hidden_state = restore(output.last_hidden_state, frame.student.rows, frame.length)
-        frame.student.memo.clear()
+        frame.release()
         return output
 
     # ------------------------------------------------------------------ around each layer
 
     def _observe(self, compressor: Compressor, attention: AttentionInputs) -> None:
-        frame = _frame.get()
+        frame = None if attention.query.shape[2] == 1 else _frame.get()
         if frame is not None:
-            frame.observed[compressor.layer] = compressor.observe(attention, frame.prompt)
+            prompt = frame.current.prompt.to(attention.key.device)
+            frame.observed[compressor.layer] = compressor.observe(attention, prompt)
 
-    def _before_layer(self, index: int, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        frame = _frame.get()
+    def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-        if frame is not None and index == self.compressor.layer:
-            _refuse_unknown_arguments(kwargs, hidden.shape[1])
-            hidden = self._begin(frame, hidden, kwargs)
+        frame = None if _is_decode_step(hidden, kwargs) else _frame.get()
+        compressor = self._at.get(index)
+        if frame is not None and compressor is not None:
+            refuse_unknown_arguments(args, kwargs, hidden.shape[1])
+            refuse_old_checkpointing(layer)
+            hidden = self._begin(compressor, frame, hidden, kwargs)
         if frame is None or frame.student is None:
             return self._continue_cache(index, hidden, args, kwargs)
         kwargs = self._physical(frame.student, frame, index, kwargs)
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
-    def _begin(self, frame: Frame, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """Start the stage: choose the rows that go on, unless all do."""
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length(self.compressor.layer))
-        return self._choose(frame, self._context(frame, hidden), hidden, past)
+    def _after_layer(
+        self, index: int, _layer: nn.Module, _args: Any, kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        frame = None if _is_decode_step(output, kwargs) else _frame.get()
+        return output if frame is None else deepen(frame, frame.current, index, output)
 
-    def _choose(self, frame: Frame, context: TokenContext, hidden: Tensor, past: int) -> Tensor:
+    def _begin(
+        self, compressor: Compressor, frame: Frame, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Start a stage: choose the rows that go on, unless all do."""
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length(compressor.layer))
+        return self._choose(compressor, frame, self._context(compressor, frame, hidden), hidden, past)
+
+    def _choose(
+        self, compressor: Compressor, frame: Frame, context: TokenContext, hidden: Tensor, past: int
+    ) -> Tensor:
         """Let the method decide; returns the hidden rows that go on."""
-        result, index = decide(self.compressor, frame, context, past)
+        result, index = decide(compressor, frame, context, past)
         frame.stages.append(result)
         if index is None:
             return hidden
         frame.student = result.stream
-        _refuse_lost_labels(frame)
+        refuse_lost_labels(frame)
         return take(hidden, index, 1, 0)
 
-    def _context(self, frame: Frame, hidden: Tensor) -> TokenContext:
+    def _context(self, compressor: Compressor, frame: Frame, hidden: Tensor) -> TokenContext:
+        stream, device = frame.current, hidden.device
+        norm = cast(nn.Module, self.parts.decoder.norm)
+        observed = frame.observed.pop(compressor.layer, None)
+        numbers = stream.numbers.to(device)
         return TokenContext(
             hidden=hidden.detach(),
-            layout=VisualLayout.of(frame.whole.numbers, frame.whole.lengths),
-            visual=frame.whole.numbers >= 0,
-            prompt=frame.prompt,
-            observed=frame.observed.get(self.compressor.layer),
-            final_norm=cast(nn.Module, self.parts.decoder.norm),
+            layout=VisualLayout.of(numbers, stream.lengths),
+            visual=numbers >= 0,
+            prompt=stream.prompt.to(device),
+            observed=None if observed is None else observed.to(device),
+            final_norm=lambda rows: norm(rows).to(device),
         )
 
     def _physical(self, stream: Stream, frame: Frame, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's arguments for a stream whose rows were dropped, its cache view brought up to date."""
         cache: Cache | None = kwargs.get("past_key_values")
+        refuse_window(self._backend, self.parts.decoder.config, index)
         columns, uniform, past = stream.rows, stream.uniform, 0
         if cache is not None:
+            refuse_cache(cache, self._backend)
             logical = with_views(cache, self._hooked)
             view, past = stream.grow_view(logical, index, frame.length)
             logical.views[index] = view
-            columns, uniform = view.columns, view.uniform
-            visible = _held_keys(logical, index) + stream.rows.shape[1]
-            columns = columns[:, columns.shape[1] - min(visible, columns.shape[1]) :]
+            uniform = view.uniform
+            columns = view.table if view.table is not None else view.columns
+            if view.table is None:
+                visible = held_keys(logical, index) + stream.rows.shape[1]
+                columns = columns[:, columns.shape[1] - min(visible, columns.shape[1]) :]
         return stream.translate(
             kwargs, columns=columns, uniform=uniform, past=past, length=frame.length, attention=self._backend
         )
@@ -207,8 +285,14 @@ class Hooks:
         if view is None or (mask is None and view.uniform):
             return None
         assert isinstance(cache, LogicalCache)
+        if view.table is not None:
+            # No length is read and nothing remembered, so that a compiled step has nothing to depend on.
+            whole = translate_mask(
+                mask, None, view.table, uniform=False, past=0, length=0, attention=self._backend
+            )
+            return args, {**kwargs, "attention_mask": whole}
         physical, length = physical_length(cache, index), hidden.shape[1]
-        held = _held_keys(cache, index)
+        held = held_keys(cache, index)
         key = (physical, held, id(mask))
         if key not in view.memo:
             view.memo.clear()
@@ -217,7 +301,7 @@ class Hooks:
                 None,
                 view.columns_between(physical - held, physical + length),
                 uniform=view.uniform,
-                past=physical + view.offset,
+                past=physical + int(view.offset),
                 length=length,
                 attention=self._backend,
             )
@@ -245,77 +329,24 @@ def decide(
     """
     with torch.no_grad():
         selection = compressor.select(context)
-    layout = context.layout
+    layout, stream = context.layout, frame.current
     counts = selection.counts or tuple(selection.kept.sum(dim=1).tolist())
-    if counts == frame.whole.lengths:
-        return StageResult(compressor.layer, past, frame.whole, selection, layout), None
-    text = frame.real & (frame.whole.numbers < 0)
-    keep = text | layout.scatter(selection.kept & layout.valid, text.shape)
-    stream, index = frame.whole.narrow(keep, counts, frame.row_counts(counts))
-    return StageResult(compressor.layer, past, stream, selection, layout), index
+    if counts == stream.lengths:
+        return StageResult(compressor.layer, past, stream, selection, layout), None
+    chosen = layout.scatter(selection.kept & layout.valid, stream.text.shape)
+    keep = stream.text | chosen.to(stream.text.device)
+    narrowed, index = stream.narrow(keep, counts, frame.row_counts(counts))
+    return StageResult(compressor.layer, past, narrowed, selection, layout), index
 
 
-def _real_rows(mask: Any, visual: Tensor) -> Tensor:
-    """(batch, rows) bool: which rows of this forward are no padding."""
-    rows = visual.shape[1]
-    if isinstance(mask, dict):
-        mask = next(iter(mask.values()))
-    if mask is None:
-        return torch.ones_like(visual)
-    if mask.ndim == 2:
-        real: Tensor = mask[:, -rows:].bool()
-        return real
-    # Prepared 4-D masks: padding may not even see itself.
-    own = mask[:, 0, :, -rows:].diagonal(0, -2, -1)
-    real = own if own.dtype == torch.bool else own == 0
-    return real.expand(visual.shape[0], -1)
+def _source(args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """The ids, or else the embeddings, that a model was called with."""
+    ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
+    return ids if ids is not None else kwargs.get("inputs_embeds")
 
 
-def _expand_mask(mask: Tensor, batch: int, rows: int) -> Tensor:
-    """Fit visual_mask to a forward: beams and return sequences repeat each sample."""
-    if mask.ndim != 2 or mask.shape[1] != rows or batch % mask.shape[0]:
-        raise FovealError(
-            f"visual_mask has shape {tuple(mask.shape)} but the forward has {batch} samples of {rows} rows: pass one "
-            "bool per row, or set run.visual_mask for the new inputs"
-        )
-    return mask.bool().repeat_interleave(batch // mask.shape[0], dim=0)
-
-
-def _held_keys(cache: Cache, index: int) -> int:
-    """Keys that a layer hands to attention besides the new ones: all, or a sliding window's last."""
-    if index >= len(cache.layers):
-        return 0
-    layer: Any = cache.layers[index]
-    if not layer.is_initialized or not layer.keys.numel():
-        return 0
-    held = int(layer.keys.shape[-2])
-    return min(held, layer.sliding_window - 1) if getattr(layer, "is_sliding", False) else held
-
-
-def _refuse_unknown_arguments(kwargs: dict[str, Any], rows: int) -> None:
-    """An argument along the sequence that the engine does not gather would be silently misaligned."""
-    for name, value in kwargs.items():
-        if name.startswith("cu_seq_lens") and value is not None:
-            raise FovealError(
-                "packed sequences (cu_seq_lens) cannot be compressed: pass one sample per row with padding"
-            )
-        along = isinstance(value, Tensor) and rows in value.shape
-        if along and name not in _KNOWN_SEQUENCE_ARGUMENTS:
-            raise FovealError(
-                f"decoder layers of this model take {name!r} along the sequence, which is not supported"
-            )
-
-
-def _refuse_lost_labels(frame: Frame) -> None:
-    """A label is predicted by the row before it: that row must still exist."""
-    if frame.labels is None or frame.student is None:
-        return
-    alive = restore(torch.ones_like(frame.student.rows)[..., None], frame.student.rows, frame.length)[
-        ..., 0
-    ].bool()
-    lost = (frame.labels[:, 1:] != -100) & ~alive[:, :-1]
-    if bool(lost.any()):
-        sample, row = lost.nonzero()[0].tolist()
-        raise FovealError(
-            f"label {row + 1} of sample {sample} is predicted by a visual token that was dropped: set it to -100"
-        )
+def _is_decode_step(source: Tensor | None, kwargs: dict[str, Any]) -> bool:
+    """One row behind a cache. Hooks leave it to the cache: a compiled step could not read context variables."""
+    if source is None or source.shape[1] != 1 or kwargs.get("past_key_values") is None:
+        return False
+    return not kwargs.get("mm_encoder_outputs") and kwargs.get("pixel_values") is None

@@ -31,8 +31,9 @@ def compact(keep: Tensor, length: int) -> Tensor:
 def take(source: Tensor, index: Tensor, dim: int, batch_dim: int) -> Tensor:
     """Gather `index` (batch, length) along `dim`; filler reads entry 0, so mask it where it matters.
 
-    The batch dimension of `source` may be 1: it is then expanded.
+    The batch dimension of `source` may be 1: it is then expanded. The index follows `source` to its device.
     """
+    index = index.to(source.device)
     dim, batch_dim = dim % source.ndim, batch_dim % source.ndim
     batch, length = index.shape
     expanded = list(source.shape)
@@ -47,6 +48,7 @@ def take(source: Tensor, index: Tensor, dim: int, batch_dim: int) -> Tensor:
 def restore(source: Tensor, rows: Tensor, length: int) -> Tensor:
     """Inverse of a row gather: put (batch, kept, width) back at `rows` of (batch, length, width), zeros elsewhere."""
     full = source.new_zeros(source.shape[0], length + 1, source.shape[2])
+    rows = rows.to(source.device)
     target = torch.where(rows >= 0, rows, length)[..., None].expand_as(source)
     return full.scatter(1, target, source)[:, :length]
 

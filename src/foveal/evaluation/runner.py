@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice
@@ -64,12 +64,12 @@ def evaluate(
     """
     if batch_size < 1:
         raise FovealError(f"batch_size={batch_size} must be at least 1")
-    method = compressor or attached(model)
+    methods = (compressor,) if compressor else attached(model)
     total = len(questions) if isinstance(questions, Sized) else None
     records: list[Record] = []
     started = time.perf_counter()
     with (
-        _progress(label or _method_name(method), total, progress) as advance,
+        _progress(label or _method_name(methods), total, progress) as advance,
         _evaluation_mode(model, seed),
         _scope(model, compressor),
     ):
@@ -78,7 +78,7 @@ def evaluate(
             advance(len(batch))
     if not records:
         raise FovealError("no questions to evaluate")
-    settings = {"method": _method_name(method), **(asdict(method) if method else {})}
+    settings = {"method": _method_name(methods), **_options(methods)}
     settings |= {"model": _model_name(model), "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     return EvaluationResult(tuple(records), settings, provenance(seed), time.perf_counter() - started)
 
@@ -87,10 +87,15 @@ def _scope(model: PreTrainedModel, compressor: Compressor | None) -> AbstractCon
     return compress(model, compressor) if compressor is not None else nullcontext()
 
 
-def _method_name(method: Compressor | None) -> str:
-    if method is None:
-        return "none"
-    return method.card.name if method.card else type(method).__name__
+def _method_name(methods: Sequence[Compressor]) -> str:
+    names = [method.card.name if method.card else type(method).__name__ for method in methods]
+    return "+".join(names) or "none"
+
+
+def _options(methods: Sequence[Compressor]) -> dict[str, Any]:
+    """The options of the only method, or those of each stage."""
+    options = [asdict(method) for method in methods]
+    return options[0] if len(options) == 1 else {"stages": options} if options else {}
 
 
 def _model_name(model: PreTrainedModel) -> str:

@@ -1,0 +1,117 @@
+"""What the engine refuses, each in one line that says why: nothing may be silently wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from packaging.version import Version
+from torch import Tensor, nn
+from transformers import Cache
+
+from foveal.compressors.base import Compressor
+from foveal.engine.frame import Frame
+from foveal.engine.rows import restore
+from foveal.errors import FovealError
+
+__all__ = [
+    "check_stages",
+    "refuse_cache",
+    "refuse_lost_labels",
+    "refuse_old_checkpointing",
+    "refuse_unknown_arguments",
+    "refuse_window",
+]
+
+_KNOWN = frozenset(
+    (
+        "hidden_states",
+        "attention_mask",
+        "position_ids",
+        "position_embeddings",
+        "past_key_values",
+        "cache_position",
+    )
+)
+_CHECKPOINTS_INSIDE_HOOKS = Version(transformers.__version__) >= Version("5.23")
+
+
+def check_stages(compressors: Sequence[Compressor], depth: int) -> None:
+    """Refuse methods that cannot work together on a decoder of `depth` layers."""
+    if not compressors:
+        raise FovealError("no method to compress with: pass at least one")
+    layers = [compressor.layer for compressor in compressors]
+    if max(layers) >= depth:
+        raise FovealError(
+            f"layer={max(layers)} is beyond the model's depth: it has decoder layers 0 to {depth - 1}"
+        )
+    twice = next((layer for layer in layers if layers.count(layer) > 1), None)
+    if twice is not None:
+        raise FovealError(f"two methods act at layer {twice}: give each stage a layer of its own")
+    if len({compressor.per_frame for compressor in compressors}) > 1:
+        raise FovealError("all stages must count their budget alike: set per_frame on all of them or on none")
+
+
+def refuse_unknown_arguments(args: Sequence[Any], kwargs: dict[str, Any], rows: int) -> None:
+    """An argument along the sequence that the engine does not gather would be silently misaligned."""
+    named = {f"argument {place}": value for place, value in enumerate(args) if place} | kwargs
+    for name, value in named.items():
+        if name.startswith("cu_seq_lens") and value is not None:
+            raise FovealError(
+                "packed sequences (cu_seq_lens) cannot be compressed: pass one sample per row with padding"
+            )
+        if isinstance(value, Tensor) and rows in value.shape and name not in _KNOWN:
+            raise FovealError(
+                f"decoder layers of this model take {name!r} along the sequence, which is not supported"
+            )
+
+
+def refuse_old_checkpointing(layer: nn.Module) -> None:
+    """Before 5.23, transformers ran module hooks again when a checkpointed layer was recomputed."""
+    if getattr(layer, "gradient_checkpointing", False) and layer.training and not _CHECKPOINTS_INSIDE_HOOKS:
+        raise FovealError(
+            "gradient checkpointing needs transformers >= 5.23 here: upgrade it, or switch checkpointing off"
+        )
+
+
+def refuse_window(attention: str, config: Any, layer: int) -> None:
+    """Flash backends count a sliding window over the keys they are given, not over positions."""
+    kinds = getattr(config, "layer_types", None)
+    windowed = kinds[layer].startswith("sliding") if kinds else getattr(config, "sliding_window", None)
+    if "flash" in attention and windowed:
+        raise FovealError(
+            "flash attention counts a sliding window over the tokens that were kept: load the model with "
+            "attn_implementation='sdpa'"
+        )
+
+
+def refuse_cache(cache: Cache, attention: str) -> None:
+    """Static caches whose slots cannot be told apart by position."""
+    static = [layer for layer in cache.layers if layer.is_compileable]
+    if any(layer.is_sliding for layer in static):
+        raise FovealError(
+            "a static cache with sliding-window layers cannot hold a compressed prompt: use the default "
+            "cache_implementation (dynamic)"
+        )
+    if static and "flash" in attention:
+        raise FovealError(
+            "flash attention has no mask for the empty slots of a static cache: use the default cache_implementation "
+            "(dynamic), or attn_implementation='sdpa'"
+        )
+
+
+def refuse_lost_labels(frame: Frame) -> None:
+    """A label is predicted by the row before it: that row must still exist."""
+    if frame.labels is None or frame.student is None:
+        return
+    rows = frame.student.rows
+    alive = restore(torch.ones_like(rows)[..., None], rows, frame.length)[..., 0].bool()
+    labels = frame.labels.to(rows.device)
+    lost = (labels[:, 1:] != -100) & ~alive[:, :-1]
+    if bool(lost.any()):
+        sample, row = lost.nonzero()[0].tolist()
+        raise FovealError(
+            f"label {row + 1} of sample {sample} is predicted by a visual token that was dropped: set it to -100"
+        )
