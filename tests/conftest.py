@@ -31,3 +31,13 @@ def exact_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
 def inference() -> Iterator[None]:
     with torch.no_grad():
         yield
+
+
+@pytest.fixture
+def support(record_property: Any) -> Any:
+    """Note a cell of the support matrix: family, mode, largest difference from the oracle."""
+
+    def note(family: str, mode: str, difference: float) -> None:
+        record_property("support", [family, mode, difference])
+
+    return note

@@ -1,7 +1,8 @@
 """Tiny random models of the vision-language families, and ragged inputs in each family's own image layout.
 
-Weights are spread so that attention is far from uniform, and nothing on the way to the logits is rounded below float64:
-two ways to compute the same logits agree to 1e-10 (in eager attention with the `exact_softmax` fixture).
+Weights are spread so that attention is far from uniform, and two ways to compute the same logits agree to 1e-10: the
+norms keep float64, so does eager attention under the `exact_softmax` fixture, and what the library still rounds to
+float32 (tables of rotary positions, parts of vision towers) it rounds alike on every way.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, cycle, islice
 from math import prod
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 PAD, BOS, START, END, BREAK, IMAGE, VIDEO, GLOBAL, FENCE, NEWLINE, STAMP, TILE = range(12)
@@ -89,6 +89,7 @@ class FamilyCase:
         first_position: of generate's position ids.
         mrope: the model infers positions from token types where there are images.
         attentions: implementations that its language model has.
+        plain_ragged_exact: the unmodified model passes every comparison of test_families.
     """
 
     name: str
@@ -100,12 +101,17 @@ class FamilyCase:
     first_position: int = 0
     mrope: bool = False
     attentions: tuple[str, ...] = ("sdpa", "eager")
+    plain_ragged_exact: bool = True
 
     def build(self, layers: int, attention: str) -> Any:
         """The model in float64."""
         config = deepcopy(self.config)
-        config["text_config"]["num_hidden_layers"] = layers
-        return built(AutoConfig.for_model(**config), attention)
+        language = config.get("text_config", config)
+        language["num_hidden_layers"] = layers
+        if "layer_types" in language:
+            language["layer_types"] = list(islice(cycle(language["layer_types"]), layers))
+        auto = AutoModelForImageTextToText if "text_config" in config else AutoModelForCausalLM
+        return built(auto, AutoConfig.for_model(**config), attention)
 
     def inputs(
         self, images: list[int], texts: list[int], side: str = "left", seed: int = 0, frames: int = 0
@@ -165,24 +171,27 @@ class FamilyCase:
 @lru_cache
 def model(name: str, layers: int = 6, attention: str = "sdpa") -> Any:
     """The family's tiny model: float64, evaluation mode, never the end of a text."""
-    return FAMILIES[name].build(layers, attention)
+    return ALL[name].build(layers, attention)
 
 
 def batch(name: str, images: list[int], texts: list[int], side: str = "left", seed: int = 0) -> Inputs:
     """Everything the model's forward takes for a padded batch; sample i holds images[i] images and texts[i] words."""
-    return FAMILIES[name].inputs(images, texts, side, seed)
+    return ALL[name].inputs(images, texts, side, seed)
 
 
 def video_batch(
     name: str, videos: list[int], texts: list[int], frames: int = 3, side: str = "left", seed: int = 0
 ) -> Inputs:
     """`batch` with videos of this many frames (of pairs of frames in Qwen's) instead of images."""
-    return FAMILIES[name].inputs(videos, texts, side, seed, frames)
+    return ALL[name].inputs(videos, texts, side, seed, frames)
 
 
 def extended(name: str, inputs: Inputs, sequences: Tensor) -> Inputs:
-    """The prompt with what was generated behind it, in generate's own positions."""
-    family = FAMILIES[name]
+    """The prompt with what was generated behind it, in generate's own positions.
+
+    A plain forward counts padding as positions: the same angles between tokens, but other roundings of them.
+    """
+    family = ALL[name]
     new = (0, sequences.shape[1] - inputs["input_ids"].shape[1])
     mask = pad(inputs["attention_mask"], new, value=1)
     longer = {**inputs, "input_ids": sequences, "attention_mask": mask}
@@ -201,15 +210,15 @@ def visual(name: str, inputs: Inputs) -> Tensor:
 
 def image_lengths(name: str, images: list[int], frames: int = 0) -> list[int]:
     """Visual tokens of each image of `batch(name, images, ...)`, or of each video, in reading order."""
-    sight = FAMILIES[name].sight(frames)
+    sight = ALL[name].sight(frames)
     return [length for shape in sight.turns(sum(images), frames) for length in sight.lengths(shape)]
 
 
-def built(config: Any, attention: str) -> Any:
+def built(auto: Any, config: Any, attention: str) -> Any:
     """A random model of this configuration, in full precision."""
     torch.manual_seed(0)
     options = {"attn_implementation": attention, "experts_implementation": "eager"}
-    model = AutoModelForImageTextToText.from_config(config, **options).double().eval()
+    model = auto.from_config(config, **options).double().eval()
     spread(model)
     exact(model)
     model.generation_config.eos_token_id = None
@@ -229,14 +238,17 @@ def spread(model: Any) -> None:
     model.lm_head.weight[:FIRST_TEXT] = 0
 
 
+ONE_PLUS_WEIGHT = ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm", "Qwen3_5RMSNorm")
+
+
 class ExactNorm(nn.Module):
     """RMSNorm that stays in the model's own precision (the library's rounds to float32)."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        self.weight = norm.weight
+        self.weight = getattr(norm, "weight", 1)
         self.epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
-        self.offset = float(type(norm).__name__.startswith("Gemma"))  # Gemma scales by 1 + weight
+        self.offset = float(type(norm).__name__ in ONE_PLUS_WEIGHT)
 
     def forward(self, hidden: Tensor) -> Tensor:
         variance = hidden.pow(2).mean(-1, keepdim=True)
@@ -248,26 +260,8 @@ def exact(module: nn.Module) -> None:
     for name, child in module.named_children():
         if type(child).__name__.endswith("RMSNorm"):
             setattr(module, name, ExactNorm(child))
-        elif "apply_rotary_pos_emb_vision" in type(child).forward.__code__.co_names:
-            child.forward = MethodType(rebound(type(child).forward), child)
         else:
             exact(child)
-
-
-def rebound(forward: FunctionType) -> FunctionType:
-    """The function with Qwen's rotation of vision tokens in full precision."""
-    names = {**forward.__globals__, "apply_rotary_pos_emb_vision": exact_rotation}
-    return FunctionType(forward.__code__, names, None, forward.__defaults__)
-
-
-def exact_rotation(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """What Qwen's vision towers do to queries and keys, without rounding them to float32."""
-
-    def rotated(states: Tensor) -> Tensor:
-        left, right = states.chunk(2, dim=-1)
-        return states * cos.unsqueeze(-2) + torch.cat([-right, left], dim=-1) * sin.unsqueeze(-2)
-
-    return rotated(queries), rotated(keys)
 
 
 def picture(sight: Sight, shape: Shape, generator: torch.Generator) -> Picture:
@@ -461,6 +455,7 @@ def config(
 
 CLIP = {"image_size": 20, "patch_size": 4, "num_hidden_layers": 3}
 SIGLIP = {"vision_use_head": False}
+LOCAL = ["sliding_attention", "full_attention"]
 GEMMA = {"query_pre_attn_scalar": 8, "sliding_window": WINDOW}
 QWEN_IDS = {
     "image_token_id": IMAGE,
@@ -471,7 +466,13 @@ QWEN_IDS = {
 MM_TYPES = ("mm_token_type_ids", 1, 0)
 
 
-def qwen(name: str, vision: dict[str, Any], video: Sight = QWEN_VIDEO, **extra: Any) -> FamilyCase:
+def qwen(
+    name: str,
+    vision: dict[str, Any],
+    video: Sight = QWEN_VIDEO,
+    plain_ragged_exact: bool = True,
+    **extra: Any,
+) -> FamilyCase:
     """A family with M-RoPE."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     language = text(f"{name}_text", rope_parameters=rope, **extra)
@@ -483,6 +484,7 @@ def qwen(name: str, vision: dict[str, Any], video: Sight = QWEN_VIDEO, **extra: 
         video,
         type_ids=MM_TYPES,
         mrope=True,
+        plain_ragged_exact=plain_ragged_exact,
     )
 
 
@@ -584,7 +586,7 @@ CASES = [
         "gemma3",
         config(
             "gemma3",
-            text("gemma3_text", sliding_window_pattern=3, **GEMMA),
+            text("gemma3_text", layer_types=["sliding_attention", *LOCAL], **GEMMA),
             tower("siglip_vision_model", image_size=20, patch_size=2, **SIGLIP),
             mm_tokens_per_image=25,
             boi_token_index=START,
@@ -613,7 +615,7 @@ CASES = [
         "paligemma2",
         config(
             "paligemma",
-            text("gemma2", **GEMMA),
+            text("gemma2", layer_types=LOCAL, **GEMMA),
             tower("siglip_vision_model", image_size=20, patch_size=4, **SIGLIP),
             image_token_index=IMAGE,
             projection_dim=32,
@@ -638,3 +640,114 @@ CASES = [
 ]
 FAMILIES = {case.name: case for case in CASES}
 PAIRS = [(case.name, attention) for case in CASES for attention in case.attentions]
+
+
+def positions(shape: Shape) -> Tensor:
+    """Column and row of each patch."""
+    rows, columns = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
+    return torch.stack([columns.flatten(), rows.flatten()], dim=1)
+
+
+GEMMA4_IMAGE = Sight(
+    shapes=((8, 8), (6, 10), (4, 12)),
+    tokens=lambda shape: [START, *[IMAGE] * (prod(shape) // 4), END],
+    pixels=lambda shape: (prod(shape), 3 * 4 * 4),
+    collate=lambda samples: {
+        "pixel_values": stacked([p.pixels for p in flat(samples)]),
+        "image_position_ids": stacked([positions(p.shape) + 1 for p in flat(samples)]) - 1,
+    },
+)
+
+
+def gemma4(name: str, **extra: Any) -> FamilyCase:
+    """Gemma 4: full layers have wider heads."""
+    language = text(
+        "gemma4_text",
+        layer_types=LOCAL,
+        sliding_window=WINDOW,
+        global_head_dim=16,
+        vocab_size_per_layer_input=VOCABULARY,
+        **{"hidden_size_per_layer_input": 0, **extra},
+    )
+    vision = tower("gemma4_vision", head_dim=12, num_key_value_heads=2, patch_size=4, pooling_kernel_size=2)
+    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "boi_token_id": START, "eoi_token_id": END}
+    return FamilyCase(name, config("gemma4", language, vision, **ids), GEMMA4_IMAGE, type_ids=MM_TYPES)
+
+
+WORDS_ONLY = Sight(
+    shapes=((16,),),
+    tokens=lambda shape: [IMAGE] * shape[0],
+    pixels=lambda shape: (0,),
+    collate=lambda samples: {},
+)
+CROSS_IMAGE = Sight(
+    shapes=((1, 2), (1, 1)),
+    tokens=lambda shape: [IMAGE],
+    pixels=lambda shape: (4, 3, 16, 16),
+    collate=lambda samples: {
+        "pixel_values": stacked([torch.stack([p.pixels for p in pictures]) for pictures in samples]),
+        "aspect_ratio_ids": stacked([torch.tensor([p.shape[1] for p in pictures]) for pictures in samples]),
+        "aspect_ratio_mask": stacked(
+            [
+                torch.tensor([[1] * prod(p.shape) + [0] * (4 - prod(p.shape)) for p in pictures])
+                for pictures in samples
+            ]
+        ),
+    },
+)
+UNUSUAL_CASES = [
+    gemma4("gemma4"),
+    gemma4("gemma4_vision_blocks", use_bidirectional_attention="vision"),
+    gemma4("gemma4_experts", enable_moe_block=True, top_k_experts=2, attention_k_eq_v=True, **EXPERTS),
+    gemma4("gemma4_per_layer", hidden_size_per_layer_input=4),
+    gemma4("gemma4_shared", hidden_size_per_layer_input=4, num_kv_shared_layers=2),
+    FamilyCase(
+        "gemma3n",  # without its vision tower, which comes from timm
+        text(
+            "gemma3n_text",
+            layer_types=LOCAL,
+            sliding_window=WINDOW,
+            vocab_size_per_layer_input=VOCABULARY,
+            hidden_size_per_layer_input=4,
+            num_kv_shared_layers=2,
+            laurel_rank=4,
+        ),
+        WORDS_ONLY,
+        plain_ragged_exact=False,
+    ),
+    qwen(
+        "qwen3_5",  # its linear attention computes in float32
+        {key: value for key, value in DEEPSTACK.items() if key != "deepstack_visual_indexes"},
+        QWEN_STAMPED_VIDEO,
+        plain_ragged_exact=False,
+        layer_types=["linear_attention", "full_attention"],
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+    ),
+    FamilyCase(
+        "mllama",  # takes no batch in which only some samples have images
+        config(
+            "mllama",
+            text("mllama_text_model", cross_attention_layers=[1, 4]),
+            {
+                "model_type": "mllama_vision_model",
+                "hidden_size": 24,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "num_global_layers": 1,
+                "attention_heads": 2,
+                "image_size": 16,
+                "patch_size": 4,
+                "vision_output_dim": 48,
+                "intermediate_layers_indices": [0],
+            },
+            image_token_index=IMAGE,
+        ),
+        CROSS_IMAGE,
+        plain_ragged_exact=False,
+    ),
+]
+UNUSUAL = {case.name: case for case in UNUSUAL_CASES}
+ALL = FAMILIES | UNUSUAL

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,3 +51,45 @@ def visible_columns(visual: Tensor, real: Tensor, kept: list[Tensor]) -> Tensor:
     for sample, positions in enumerate(kept):
         visible[sample, positions] = True
     return visible
+
+
+@contextmanager
+def hidden_columns(layers: Any, stages: list[tuple[int, Tensor]]) -> Iterator[None]:
+    """From each stage's layer on, close columns in the model's own mask.
+
+    Args:
+        layers: the decoder layers.
+        stages: (first layer, (batch, rows) bool: the columns that nothing sees from there on).
+    """
+
+    def close(hidden: Tensor, mask: Tensor | None) -> Tensor:
+        rows = hidden.shape[-1]
+        # A token that was dropped still sees itself, so that no row is NaN; its result is never read.
+        closed = hidden[:, None, None, :] & ~torch.eye(rows, dtype=torch.bool)
+        if mask is None:
+            mask = torch.ones(rows, rows, dtype=torch.bool).tril()[None, None]
+        if mask.dtype == torch.bool:
+            return mask & ~closed
+        return mask.masked_fill(closed, torch.finfo(mask.dtype).min)
+
+    def hook(hidden: Tensor, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "attention_mask": close(hidden, kwargs["attention_mask"])}
+
+    handles = [
+        layer.register_forward_pre_hook(partial(hook, hidden), with_kwargs=True)
+        for first, hidden in stages
+        for layer in layers[first:]
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dropped_columns(visual: Tensor, kept: list[Tensor]) -> Tensor:
+    """(batch, rows) bool: the visual tokens that are not in `kept` (positions per sample)."""
+    dropped = visual.clone()
+    for sample, positions in enumerate(kept):
+        dropped[sample, positions] = False
+    return dropped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,13 @@ class AttentionInputs:
     mask: Tensor | None
     scaling: float
     softcap: float | None
+
+    def without_empty_slots(self, keys: int | None) -> AttentionInputs:
+        """Only the first `keys` keys, where a static cache hands over all its slots; None for all."""
+        if keys is None or keys == self.key.shape[2]:
+            return self
+        mask = None if self.mask is None else self.mask[..., :keys]
+        return replace(self, key=self.key[:, :, :keys], mask=mask)
 
     def row(self, query_index: Tensor) -> Tensor:
         """The soft-max row of one query per sample.

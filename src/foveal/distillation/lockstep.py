@@ -25,6 +25,7 @@ from foveal.errors import FovealError
 
 __all__ = ["lockstep"]
 
+
 @contextmanager
 def lockstep(
     model: nn.Module, student: Compressor, teacher: Compressor | None, labels: Tensor
@@ -68,9 +69,7 @@ class _LockstepHooks(Hooks):
     def _labels_of(self, kwargs: dict[str, Any]) -> Tensor | None:
         return self.labels
 
-    def _begin(
-        self, compressor: Compressor, frame: Frame, hidden: Tensor, kwargs: dict[str, Any]
-    ) -> Tensor:
+    def _begin(self, compressor: Compressor, frame: Frame, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if kwargs.get("past_key_values") is not None:
             raise FovealError("training makes no use of a cache: pass use_cache=False")
         return super()._begin(compressor, frame, hidden, kwargs)

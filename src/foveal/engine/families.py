@@ -62,9 +62,7 @@ FAMILIES: dict[str, Family] = {
     "llava_onevision": Family(
         tower="vision_tower", projector="multi_modal_projector", frames=_onevision_frame
     ),
-    "mistral3": Family(
-        tower="vision_tower", projector="multi_modal_projector", broken=frozenset({"image"})
-    ),
+    "mistral3": Family(tower="vision_tower", projector="multi_modal_projector", broken=frozenset({"image"})),
     "paligemma": _LLAVA,
     "qwen2_5_vl": _QWEN,
     "qwen2_vl": _QWEN,

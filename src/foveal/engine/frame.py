@@ -153,6 +153,7 @@ class Frame:
         teacher: the teacher's stream, in lock-step training.
         teacher_hidden: (batch, kept, width) the teacher's residual stream.
         deepstack: (batch, rows, width) what is added behind each of the first layers, in models that do so.
+        keys: slots that are filled in the static cache of the layer being observed; None of a cache that grows.
         observed: what methods observed, by the layer they act at.
         stages: the decisions taken so far.
     """
@@ -166,6 +167,7 @@ class Frame:
     teacher: Stream | None = None
     teacher_hidden: Tensor | None = None
     deepstack: list[Tensor] = field(default_factory=list)
+    keys: int | None = None
     observed: dict[int, Tensor] = field(default_factory=dict)
     stages: list[StageResult] = field(default_factory=list)
 

@@ -21,7 +21,7 @@ from transformers import Cache
 
 from foveal.compressors.base import Compressor
 from foveal.compressors.context import AttentionInputs, TokenContext, VisualLayout
-from foveal.engine.cache import LogicalCache, held_keys, physical_length, view_of, with_views
+from foveal.engine.cache import LogicalCache, held_keys, physical_length, static_length, view_of, with_views
 from foveal.engine.deepstack import deepen, take_over
 from foveal.engine.families import Parts
 from foveal.engine.frame import Frame, StageResult, Stream
@@ -116,6 +116,9 @@ class Hooks:
                 parts.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
                 parts.decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
             ]
+            for index in (compressor.layer - 1 for compressor in self.compressors if compressor.observes()):
+                count = partial(self._count_keys, index)
+                handles.append(parts.layers[index].register_forward_pre_hook(count, with_kwargs=True))
             for index in self._hooked:
                 hook = partial(self._before_layer, index)
                 handles.append(parts.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
@@ -200,15 +203,24 @@ class Hooks:
     # ------------------------------------------------------------------ around each layer
 
     def _observe(self, compressor: Compressor, attention: AttentionInputs) -> None:
-        frame = None if attention.query.shape[2] == 1 else _frame.get()
+        frame = _frame.get()
         if frame is not None:
             prompt = frame.current.prompt.to(attention.key.device)
+            attention = attention.without_empty_slots(frame.keys)
             frame.observed[compressor.layer] = compressor.observe(attention, prompt)
+
+    def _count_keys(self, index: int, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Note how many slots of a static cache will be filled when the layer's attention is observed."""
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        frame = None if _is_decode_step(hidden, kwargs) else _frame.get()
+        cache = kwargs.get("past_key_values")
+        if frame is not None and cache is not None and static_length(cache, index) is not None:
+            frame.keys = physical_length(cache, index) + frame.current.rows.shape[1]
 
     def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         frame = None if _is_decode_step(hidden, kwargs) else _frame.get()
-        compressor = self._at.get(index)
+        compressor = None if frame is None else self._at.get(index)
         if frame is not None and compressor is not None:
             refuse_unknown_arguments(args, kwargs, hidden.shape[1])
             refuse_old_checkpointing(layer)
@@ -224,9 +236,7 @@ class Hooks:
         frame = None if _is_decode_step(output, kwargs) else _frame.get()
         return output if frame is None else deepen(frame, frame.current, index, output)
 
-    def _begin(
-        self, compressor: Compressor, frame: Frame, hidden: Tensor, kwargs: dict[str, Any]
-    ) -> Tensor:
+    def _begin(self, compressor: Compressor, frame: Frame, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Start a stage: choose the rows that go on, unless all do."""
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length(compressor.layer))

@@ -29,9 +29,12 @@ def _probe(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> Any:
     config = module.config
-    with torch.no_grad():
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        config.foveal_observer(AttentionInputs(query, key, attention_mask, scaling, kwargs.get("softcap")))
+    if query.shape[2] > 1:  # a decode step chooses nothing
+        with torch.no_grad():
+            scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+            config.foveal_observer(
+                AttentionInputs(query, key, attention_mask, scaling, kwargs.get("softcap"))
+            )
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     backend = ALL_ATTENTION_FUNCTIONS.get_interface(config.foveal_backend, eager)
     return backend(module, query, key, value, attention_mask, **kwargs)
