@@ -5,12 +5,16 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 # Two torch processes with two threads each on two cores are ten times slower than with one each.
-test: export OMP_NUM_THREADS = 1
+test test-versions: export OMP_NUM_THREADS = 1
 
-.PHONY: help install demo test lint bench format clean
+# The oldest transformers that is supported, one in between, and whatever is newest today.
+VERSIONS ?= 5.16.0 5.19.0 newest
+VERSION_TESTS := tests/engine tests/compressors tests/test_compress.py tests/distillation/test_lockstep.py
+
+.PHONY: help install demo test test-versions lint bench format clean always
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 install: $(STAMP)  ## Build .venv with Foveal (editable) and everything the other targets need
 
@@ -25,6 +29,22 @@ demo: $(STAMP)  ## Watch a small model lose accuracy with 16 of 144 tokens, and 
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+test-versions: $(VERSIONS:%=.venv-versions/%/.installed)  ## Run the engine's tests on several versions of transformers
+	@failed=0; for version in $(VERSIONS); do \
+		log=.venv-versions/$$version/tests.log; \
+		.venv-versions/$$version/bin/python -m pytest -q -n $(WORKERS) $(VERSION_TESTS) >$$log 2>&1 || failed=1; \
+		echo "transformers $$version: $$(tail -n 1 $$log) (see $$log)"; \
+	done; exit $$failed
+
+.venv-versions/newest/.installed: always  # looked up anew each time
+
+.venv-versions/%/.installed: pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	grep -vE '^(transformers|tokenizers)==' constraints.txt >$(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -c $(@D)/constraints.txt \
+		-e ".[dev]" transformers$(patsubst ==newest,,==$*)
+	touch $@
+
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +58,4 @@ bench: $(STAMP)  ## Measure speed (never asserted in tests)
 	for file in benchmarks/bench_*.py; do $(BIN)/python "$$file" || exit 1; done
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf .venv build dist foveal-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-versions build dist foveal-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

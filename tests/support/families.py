@@ -638,8 +638,6 @@ CASES = [
         PIXTRAL_IMAGE,
     ),
 ]
-FAMILIES = {case.name: case for case in CASES}
-PAIRS = [(case.name, attention) for case in CASES for attention in case.attentions]
 
 
 def positions(shape: Shape) -> Tensor:
@@ -674,6 +672,16 @@ def gemma4(name: str, **extra: Any) -> FamilyCase:
     return FamilyCase(name, config("gemma4", language, vision, **ids), GEMMA4_IMAGE, type_ids=MM_TYPES)
 
 
+CASES += [
+    gemma4("gemma4"),
+    gemma4("gemma4_vision_blocks", use_bidirectional_attention="vision"),
+    gemma4("gemma4_experts", enable_moe_block=True, top_k_experts=2, attention_k_eq_v=True, **EXPERTS),
+]
+FAMILIES = {case.name: case for case in CASES}
+PAIRS = [(case.name, attention) for case in CASES for attention in case.attentions]
+VIDEO_PAIRS = [(case.name, attention) for case in CASES if case.video for attention in case.attentions]
+
+
 WORDS_ONLY = Sight(
     shapes=((16,),),
     tokens=lambda shape: [IMAGE] * shape[0],
@@ -696,9 +704,6 @@ CROSS_IMAGE = Sight(
     },
 )
 UNUSUAL_CASES = [
-    gemma4("gemma4"),
-    gemma4("gemma4_vision_blocks", use_bidirectional_attention="vision"),
-    gemma4("gemma4_experts", enable_moe_block=True, top_k_experts=2, attention_k_eq_v=True, **EXPERTS),
     gemma4("gemma4_per_layer", hidden_size_per_layer_input=4),
     gemma4("gemma4_shared", hidden_size_per_layer_input=4, num_kv_shared_layers=2),
     FamilyCase(

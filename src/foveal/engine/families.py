@@ -55,6 +55,7 @@ _IDEFICS = Family(tower="vision_model", projector="connector", decoder="text_mod
 
 FAMILIES: dict[str, Family] = {
     "gemma3": _LLAVA,
+    "gemma4": Family(tower="vision_tower", projector="embed_vision"),
     "idefics3": _IDEFICS,
     "internvl": Family(tower="vision_tower", projector="multi_modal_projector", tiles=True),
     "llava": _LLAVA,
@@ -71,13 +72,17 @@ FAMILIES: dict[str, Family] = {
     "smolvlm": _IDEFICS,
 }
 
-_LINEAR = "its linear-attention layers keep a running state, from which no token can be dropped"
-REFUSED: dict[str, str] = {
-    "gemma3n": "later layers reuse the keys of earlier ones, and every layer takes inputs of its own for each row",
-    "gemma4": "later layers reuse the keys of earlier ones, and every layer takes inputs of its own for each row",
-    "mllama": "its decoder sees images through cross-attention layers, not as tokens",
-    "qwen3_5": _LINEAR,
-    "qwen3_5_moe": _LINEAR,
+_SHARING = (
+    "its last layers reuse the keys of earlier ones, which would still hold the tokens that were dropped"
+)
+_RUNNING = "its linear-attention layers keep a running state, from which no token can be dropped"
+_CROSS = "its decoder sees images through cross-attention, not as tokens in the sequence"
+REFUSED = {
+    "gemma3n": _SHARING,
+    "gemma3n_text": _SHARING,
+    "mllama": _CROSS,
+    "qwen3_5": _RUNNING,
+    "qwen3_5_moe": _RUNNING,
 }
 
 
@@ -138,8 +143,7 @@ def find_parts(model: nn.Module) -> Parts:
         raise FovealError(
             f"{type(model).__name__} is no transformers model: pass one loaded by an Auto class"
         )
-    if config.model_type in REFUSED:
-        raise FovealError(f"{config.model_type} models are not supported: {REFUSED[config.model_type]}")
+    _refuse_family(config)
     placeholders = {
         modality: token
         for modality in ("image", "video")
@@ -156,6 +160,17 @@ def find_parts(model: nn.Module) -> Parts:
         placeholders=placeholders,
         deepstack=len(getattr(vision, "deepstack_visual_indexes", None) or ()),
     )
+
+
+def _refuse_family(config: Any) -> None:
+    reason = REFUSED.get(config.model_type)
+    text = config.get_text_config()
+    if getattr(text, "num_kv_shared_layers", 0):
+        reason = _SHARING
+    elif getattr(text, "hidden_size_per_layer_input", 0):
+        reason = "its layers take inputs of their own for every row of the sequence"
+    if reason:
+        raise FovealError(f"this {config.model_type} model is not supported: {reason}")
 
 
 @cache

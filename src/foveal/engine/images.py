@@ -153,9 +153,11 @@ def _frame_starts(parts: Parts, rows: Tensor, clips: Tensor, positions: Tensor |
         return rows & (torch.diff(raster, dim=1, prepend=raster[:, :1]) <= 0)
     if callable(rule):
         length = rule(parts.top.config)
-        row = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
-        since = row - torch.where(clips, row, -1).cummax(dim=1).values
         # What is left over behind the last frame (a newline) belongs to it.
-        full = torch.nn.functional.pad(rows, (0, length))[:, length - 1 : length - 1 + rows.shape[1]]
-        return rows & (since % length == 0) & full
+        clip = clips.flatten().cumsum(0).sub(1).clamp(min=0)
+        index = rows.flatten().cumsum(0) - 1
+        tokens = torch.zeros_like(clip).scatter_add(0, clip, rows.flatten().long())
+        since = index - (tokens.cumsum(0) - tokens)[clip]
+        starts = (since % length == 0) & (since + length <= tokens[clip])
+        return rows & starts.view_as(rows)
     return clips

@@ -89,7 +89,7 @@ def refuse_window(attention: str, config: Any, layer: int) -> None:
 
 def refuse_cache(cache: Cache, attention: str) -> None:
     """Static caches whose slots cannot be told apart by position."""
-    static = [layer for layer in cache.layers if layer.is_compileable]
+    static: list[Any] = [layer for layer in cache.layers if layer.is_compileable]
     if any(layer.is_sliding for layer in static):
         raise FovealError(
             "a static cache with sliding-window layers cannot hold a compressed prompt: use the default "
