@@ -61,30 +61,33 @@ def hidden_columns(layers: Any, stages: list[tuple[int, Tensor]]) -> Iterator[No
         layers: the decoder layers.
         stages: (first layer, (batch, rows) bool: the columns that nothing sees from there on).
     """
-
-    def close(hidden: Tensor, mask: Tensor | None) -> Tensor:
-        rows = hidden.shape[-1]
-        # A token that was dropped still sees itself, so that no row is NaN; its result is never read.
-        closed = hidden[:, None, None, :] & ~torch.eye(rows, dtype=torch.bool)
-        if mask is None:
-            mask = torch.ones(rows, rows, dtype=torch.bool).tril()[None, None]
-        if mask.dtype == torch.bool:
-            return mask & ~closed
-        return mask.masked_fill(closed, torch.finfo(mask.dtype).min)
-
-    def hook(hidden: Tensor, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, "attention_mask": close(hidden, kwargs["attention_mask"])}
-
     handles = [
-        layer.register_forward_pre_hook(partial(hook, hidden), with_kwargs=True)
+        layer.register_forward_pre_hook(partial(close_columns, index, hidden), with_kwargs=True)
         for first, hidden in stages
-        for layer in layers[first:]
+        for index, layer in enumerate(layers)
+        if index >= first
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def close_columns(layer: int, hidden: Tensor, _module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Pre-hook of a layer: nothing may see the hidden columns, whether or not a cache holds the first of them."""
+    cache, mask = kwargs.get("past_key_values"), kwargs["attention_mask"]
+    past, rows = 0 if cache is None else int(cache.get_seq_length(layer)), args[0].shape[1]
+    if mask is None:
+        mask = torch.ones(rows, past + rows, dtype=torch.bool).tril(past)[None, None]
+    columns = mask.shape[-1]  # those of a sliding window are the last ones
+    hidden = torch.nn.functional.pad(hidden, (0, max(past + rows - hidden.shape[1], 0)))
+    # A token that was dropped still sees itself, so that no row is NaN; its result is never read.
+    itself = torch.eye(rows, columns, dtype=torch.bool).roll(columns - rows, 1)
+    closed = hidden[:, None, None, past + rows - columns : past + rows] & ~itself
+    if mask.dtype == torch.bool:
+        return args, {**kwargs, "attention_mask": mask & ~closed}
+    return args, {**kwargs, "attention_mask": mask.masked_fill(closed, torch.finfo(mask.dtype).min)}
 
 
 def dropped_columns(visual: Tensor, kept: list[Tensor]) -> Tensor:

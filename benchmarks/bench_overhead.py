@@ -1,0 +1,342 @@
+"""What the engine costs where it saves nothing: prefill, generate and decode steps under `compress`, beside the plain
+model.
+
+    python benchmarks/bench_overhead.py
+
+One process, one thread, float32, random weights: a LLaVA whose language model has hidden size 512 and 8 layers, on 700
+tokens, 576 of them visual, batch 1 and four samples of unequal length; and its language model alone. Tokens are dropped
+at layer 2. With keep = all nothing is saved, so whatever is added to the plain model is overhead.
+
+Every round times every variant once, in random order. What is reported is the median over rounds of the difference to
+the same round's plain model, as a share of it, with the 95 % interval of that median and the middle half of the rounds;
+"plain again" is what the machine's noise alone makes of it. A decode step with fewer keys is compared with a plain
+model that holds as many: layers 0..1 priced by the plain model on 700 tokens, layers 2..7 by the plain model on 188. A
+static cache keeps all its slots, so there the plain model itself holds as many.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import (
+    CLIPVisionConfig,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    StaticCache,
+)
+
+import foveal
+from foveal.evaluation.provenance import provenance
+
+TOKENS, VISUAL, KEEP, LAYER, LAYERS, WIDTH, INNER, VOCABULARY = 700, 576, 64, 2, 8, 512, 1376, 32000
+TEXT = TOKENS - VISUAL
+TEXTS = {"batch 1": (TEXT,), "ragged 4": (TEXT, 96, 68, 40)}
+PAD, IMAGE, WORD = 0, 5, 100
+NEW = 32  # tokens that generate adds
+LEAST, MOST, WARM = 5, 160, 2  # rounds
+RESULT = Path(__file__).parent / "results" / "overhead.json"
+
+Inputs = dict[str, Tensor]
+Times = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant compared with a reference, round by round; seconds, and shares of the reference.
+
+    Attributes:
+        seconds: median.
+        added: median difference to the reference.
+        share: the same as a share.
+        interval: 95 % interval of that median.
+        middle: the quartiles of the differences.
+        bound: the share that nothing can beat.
+        per_layer: of a decode step, the difference per hooked layer.
+    """
+
+    setting: str
+    variant: str
+    rounds: int
+    seconds: float
+    added: float
+    share: float
+    interval: tuple[float, float]
+    middle: tuple[float, float]
+    bound: float
+    per_layer: float | None = None
+
+
+class Decoding:
+    """A sequence that is decoded step by step."""
+
+    def __init__(self, model: Any, inputs: Inputs, method: foveal.Compressor | None, *, static: bool) -> None:
+        self.model, self.method, self.mask = model, method, inputs["attention_mask"]
+        config = model.config.get_text_config()
+        self.cache = (
+            StaticCache(config=config, max_cache_len=self.mask.shape[1] + MOST + WARM)
+            if static
+            else DynamicCache(config=config)
+        )
+        with under(model, method):
+            model(**inputs, past_key_values=self.cache, logits_to_keep=1)
+
+    def step(self) -> float:
+        """Add one token; returns its seconds."""
+        self.mask = pad(self.mask, (0, 1), value=1)
+        inputs = {"input_ids": torch.full((self.mask.shape[0], 1), WORD), "attention_mask": self.mask}
+        with under(self.model, self.method):
+            return stopwatch(lambda: self.model(**inputs, past_key_values=self.cache, logits_to_keep=1))
+
+
+def language_config() -> LlamaConfig:
+    """The language model."""
+    return LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        vocab_size=VOCABULARY,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
+
+
+def build_llava() -> Any:
+    """A LLaVA with 576 tokens an image, from a small tower."""
+    vision = CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=336,
+        patch_size=14,
+    )
+    config = LlavaConfig(
+        vision_config=vision, text_config=language_config(), image_token_index=IMAGE, image_seq_length=VISUAL
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    return model
+
+
+def prompts(texts: tuple[int, ...], visual: int = VISUAL) -> Inputs:
+    """Left-padded samples of one image each, all of words where `visual` is no whole image."""
+    words = [torch.randint(WORD, VOCABULARY, (length + visual,)) for length in texts]
+    if visual == VISUAL:
+        for ids in words:
+            ids[35 : 35 + visual] = IMAGE
+    room = max(map(len, words))
+    inputs = {
+        "input_ids": torch.stack([pad(ids, (room - len(ids), 0), value=PAD) for ids in words]),
+        "attention_mask": torch.stack([pad(torch.ones_like(ids), (room - len(ids), 0)) for ids in words]),
+    }
+    return inputs | ({"pixel_values": torch.randn(len(texts), 3, 336, 336)} if visual == VISUAL else {})
+
+
+def under(
+    model: Any, method: foveal.Compressor | None, visual_mask: Tensor | None = None
+) -> AbstractContextManager[Any]:
+    """The model under a method, or the plain one."""
+    return nullcontext() if method is None else foveal.compress(model, method, visual_mask=visual_mask)
+
+
+def stopwatch(call: Callable[[], Any]) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def variants(keep_less: bool = False) -> dict[str, foveal.Compressor | None]:
+    """Plain twice, every method with keep = all, and one that drops tokens."""
+    whole = {
+        f"{name}, keep = all": foveal.get(name, keep=1.0, layer=LAYER) for name in ("random", "fastv", "dart")
+    }
+    less = {f"dart, keep = {KEEP}": foveal.DART(keep=KEEP, layer=LAYER)} if keep_less else {}
+    return {"plain": None, "plain again": None, **whole, **less}
+
+
+def rounds(calls: dict[str, Callable[[], float]], seconds: float) -> Times:
+    """Time every call once a round for about this long."""
+    times: Times = {name: [] for name in calls}
+    names, end = list(calls), time.perf_counter() + seconds
+    while (done := len(times[names[0]])) < MOST + WARM:
+        if done >= LEAST + WARM and time.perf_counter() > end:
+            break
+        for name in random.sample(names, len(names)):
+            times[name].append(calls[name]())
+    return {name: values[WARM:] for name, values in times.items()}
+
+
+def compare(setting: str, variant: str, values: list[float], reference: list[float], bound: float = 0) -> Row:
+    """Summarise paired rounds."""
+    added = sorted(value - other for value, other in zip(values, reference, strict=True))
+    usual, count = statistics.median(reference), len(added)
+    # The sign test's interval: between these two order statistics.
+    low = max(round(count / 2 - 0.98 * count**0.5), 0)
+    quartiles = statistics.quantiles(added, n=4)
+    return Row(
+        setting,
+        variant,
+        rounds=count,
+        seconds=statistics.median(values),
+        added=statistics.median(added),
+        share=statistics.median(added) / usual,
+        interval=(added[low] / usual, added[count - 1 - low] / usual),
+        middle=(quartiles[0] / usual, quartiles[2] / usual),
+        bound=bound,
+    )
+
+
+def prefill_bound() -> float:
+    """What dropping tokens can take off the language model's prefill, by its FLOPs."""
+
+    def layer(rows: int) -> float:
+        return rows * (4 * WIDTH**2 + 3 * WIDTH * INNER) + rows**2 * WIDTH  # causal: half of Q K' and of P V
+
+    head = VOCABULARY * WIDTH
+    plain = LAYERS * layer(TOKENS) + head
+    less = LAYER * layer(TOKENS) + (LAYERS - LAYER) * layer(TEXT + KEEP) + head
+    return less / plain - 1
+
+
+def prefill(setting: str, model: Any, inputs: Inputs, mask: Tensor | None, seconds: float) -> list[Row]:
+    """Prefills without a cache that compute the last row's logits."""
+
+    def call(method: foveal.Compressor | None) -> float:
+        with under(model, method, mask):
+            return stopwatch(lambda: model(**inputs, use_cache=False, logits_to_keep=1))
+
+    return against_plain(setting, call, seconds, keep_less=True)
+
+
+def generate(setting: str, model: Any, inputs: Inputs, seconds: float) -> list[Row]:
+    """Greedy generation."""
+
+    def call(method: foveal.Compressor | None) -> float:
+        with under(model, method):
+            return stopwatch(lambda: model.generate(**inputs, max_new_tokens=NEW, do_sample=False))
+
+    return against_plain(setting, call, seconds)
+
+
+def against_plain(
+    setting: str, call: Callable[[Any], float], seconds: float, *, keep_less: bool = False
+) -> list[Row]:
+    """Compare every variant with the plain model."""
+    methods = variants(keep_less)
+    times = rounds({name: partial(call, method) for name, method in methods.items()}, seconds)
+    bounds = {f"dart, keep = {KEEP}": prefill_bound()}
+    return [
+        compare(setting, name, values, times["plain"], bounds.get(name, 0)) for name, values in times.items()
+    ]
+
+
+def decode(setting: str, model: Any, texts: tuple[int, ...], seconds: float, *, static: bool) -> list[Row]:
+    """Single steps, each behind a cache of its own."""
+    inputs = prompts(texts)
+    calls: dict[str, Callable[[], float]] = {
+        name: Decoding(model, inputs, method, static=static).step for name, method in variants(True).items()
+    }
+    short = f"plain on {TEXT + KEEP} tokens"
+    calls[short] = Decoding(model, prompts(texts, KEEP), None, static=static).step
+    times = rounds(calls, seconds)
+    rows = [compare(setting, name, values, times["plain"]) for name, values in times.items() if name != short]
+    deep = times["plain" if static else short]
+    as_many = [
+        (LAYER * long + (LAYERS - LAYER) * other) / LAYERS
+        for long, other in zip(times["plain"], deep, strict=True)
+    ]
+    name = f"dart, keep = {KEEP}"
+    rows[-1] = compare(
+        setting,
+        name,
+        times[name],
+        times["plain"],
+        statistics.median(as_many) / statistics.median(times["plain"]) - 1,
+    )
+    rows.append(compare(setting, f"{name}, against as many keys", times[name], as_many))
+    return [Row(**{**asdict(row), "per_layer": row.added / (LAYERS - LAYER)}) for row in rows]
+
+
+def measure() -> list[Row]:
+    """All settings; about four minutes."""
+    language, inputs = LlamaForCausalLM(language_config()).eval(), prompts(TEXTS["batch 1"])
+    embeds = {"inputs_embeds": torch.randn(1, TOKENS, WIDTH)}
+    rows = prefill("prefill, language model", language, embeds, inputs["input_ids"] == IMAGE, 30)
+    llava = build_llava()
+    for name, texts in TEXTS.items():
+        rows += prefill(f"prefill, {name}", llava, prompts(texts), None, 30)
+    for name, texts in TEXTS.items():
+        rows += generate(f"generate {NEW}, {name}", llava, prompts(texts), 30)
+    for static in (False, True):
+        for name, texts in TEXTS.items():
+            kind = "static" if static else "dynamic"
+            rows += decode(f"decode step, {kind} cache, {name}", llava, texts, 20, static=static)
+    return rows
+
+
+def report(rows: list[Row]) -> None:
+    """Print and save."""
+    table = Table("", "ms", "added", "95 %", "middle half", "bound", "µs per layer", "rounds")
+    last = ""
+    for row in rows:
+        if row.setting != last:
+            table.add_section()
+            table.add_row(f"[bold]{row.setting}[/bold]")
+            last = row.setting
+        table.add_row(
+            f"  {row.variant}",
+            f"{row.seconds * 1e3:.2f}",
+            f"{row.share:+.2%}",
+            "{:+.2%} .. {:+.2%}".format(*row.interval),
+            "{:+.2%} .. {:+.2%}".format(*row.middle),
+            f"{row.bound:+.1%}",
+            "" if row.per_layer is None else f"{row.per_layer * 1e6:+.0f}",
+            str(row.rounds),
+        )
+    Console().print(table)
+    setting = {
+        "tokens": TOKENS,
+        "visual": VISUAL,
+        "texts": TEXTS,
+        "layer": LAYER,
+        "layers": LAYERS,
+        "hidden": WIDTH,
+        "new_tokens": NEW,
+    }
+    result = {"setting": setting, "rows": [asdict(row) for row in rows], **provenance(seed=0)}
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def main() -> None:
+    """Measure, print a table, and write the result file."""
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    random.seed(0)
+    report(measure())
+
+
+if __name__ == "__main__":
+    main()

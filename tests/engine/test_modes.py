@@ -1,0 +1,236 @@
+"""Every way to generate, for every family, against the masked oracle in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import foveal
+from support import families
+from support.exactness import TOLERANCE, compare_decode, generate, hidden_by, longer, oracle
+from support.families import FAMILIES, VOCABULARY, FamilyCase, Sample
+from support.oracle import dropped_columns, hidden_columns
+
+pytestmark = pytest.mark.usefixtures("exact_softmax", "inference")
+
+METHODS = {
+    "random": foveal.Random(keep=0.3, layer=0),
+    "fastv": foveal.FastV(keep=0.3, layer=1),
+    "dart": foveal.DART(keep=5, layer=2),
+}
+EVERY_METHOD = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+SLIDING = {"gemma3", "gemma4", "gemma4_vision_blocks", "gemma4_experts", "paligemma2", "llava_mistral"}
+QWEN = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"}
+# What the plain model cannot do either.
+NOT_IN_LIBRARY = {
+    "static cache": {"paligemma2"},
+    "chunked prefill": {"paligemma", "paligemma2"},  # a prefix that sees itself whole
+    "second turn, image": QWEN,  # generate wants the grids of all images, but the pixels of the new ones only
+}
+RAGGED = ([1, 2], [9, 4])
+FEW_WORDS = [token for token in range(VOCABULARY) if token not in range(30, 34)]
+
+
+def every_family(mode: str = "") -> pytest.MarkDecorator:
+    """All families whose plain model knows this mode."""
+    cases = [case for case in FAMILIES.values() if case.name not in NOT_IN_LIBRARY.get(mode, ())]
+    pairs = [pytest.param(case.name, case.attentions[0], id=case.name) for case in cases]
+    return pytest.mark.parametrize(("family", "attention"), pairs)
+
+
+def worst_alone(
+    case: FamilyCase, model: Any, sample: Sample, tokens: Tensor, steps: Tensor, run: foveal.Run, row: int
+) -> float:
+    """Compare one generated sequence with the oracle on its sample alone, without padding."""
+    inputs = case.collate([sample])
+    count, prompt = len(steps), len(sample.ids)
+    padding = len(tokens) - count - prompt
+    visual = families.visual(case.name, inputs)
+    hidden = [(stage.layer, dropped_columns(visual, [stage.kept[row] - padding])) for stage in run.stages]
+    return compare_decode(case.name, model, inputs, hidden, tokens[None, padding:], steps[None], greedy=False)
+
+
+@EVERY_METHOD
+@every_family()
+def test_sampling_with_return_sequences(
+    family: str, attention: str, method: foveal.Compressor, support: Any
+) -> None:
+    case, model = FAMILIES[family], families.model(family, attention=attention)
+    samples = case.samples(*RAGGED)
+    torch.manual_seed(1)
+    with foveal.compress(model, method) as run:
+        out, steps = generate(model, case.collate(samples), do_sample=True, num_return_sequences=2)
+    assert not torch.equal(out.sequences[0], out.sequences[1])
+    worst = max(
+        worst_alone(case, model, samples[row // 2], out.sequences[row], steps[row], run, row)
+        for row in range(4)
+    )
+    support(family, "sampling", worst)
+    assert worst < TOLERANCE
+
+
+@EVERY_METHOD
+@every_family()
+def test_beams(family: str, attention: str, method: foveal.Compressor, support: Any) -> None:
+    case, model = FAMILIES[family], families.model(family, attention=attention)
+    samples = case.samples(*RAGGED)
+    options = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.0, "output_scores": True}
+    with foveal.compress(model, method) as run:
+        out, steps = generate(model, case.collate(samples), **options)
+    worst = 0.0
+    for row, (tokens, beams) in enumerate(zip(out.sequences, out.beam_indices, strict=True)):
+        ancestors = beams[beams >= 0]
+        logits = steps[ancestors, torch.arange(len(ancestors))]
+        sample = samples[row // 2]
+        worst = max(worst, worst_alone(case, model, sample, tokens, logits, run, int(ancestors[0])))
+    support(family, "beams", worst)
+    assert worst < TOLERANCE
+
+
+def drafted(model: Any, inputs: dict[str, Tensor], **options: Any) -> tuple[Tensor, list[Any]]:
+    """Generated tokens, and of each forward the tokens it was given, where they stood, and its logits."""
+    forwards: list[Any] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        end = int(out.past_key_values.get_seq_length())
+        forwards.append((kwargs["input_ids"][0], end, out.logits[0]))
+
+    handle = model.register_forward_hook(note, with_kwargs=True)
+    try:
+        tokens = model.generate(**inputs, **options)
+    finally:
+        handle.remove()
+    return tokens, forwards
+
+
+@cache
+def assistant(family: str, attention: str) -> Any:
+    """A model of the same weights that sees all tokens: it is often right."""
+    return FAMILIES[family].build(6, attention)
+
+
+@EVERY_METHOD
+@pytest.mark.parametrize("drafts", ["prompt lookup", "assistant"])
+@every_family()
+def test_assisted_decoding(
+    family: str, attention: str, method: foveal.Compressor, drafts: str, support: Any
+) -> None:
+    case, model = FAMILIES[family], families.model(family, attention=attention)
+    sample = case.samples([1], [9])[0]
+    inputs = case.collate([sample])
+    common = {"do_sample": False, "max_new_tokens": 24, "suppress_tokens": FEW_WORDS}
+    draft: dict[str, Any] = {"prompt_lookup_num_tokens": 3}
+    if drafts == "assistant":
+        draft = {"assistant_model": assistant(family, attention)}
+    with foveal.compress(model, method) as run:
+        greedy = model.generate(**inputs, **common)
+        kept = run.kept
+        tokens, forwards = drafted(model, inputs, **common, **draft)
+        hidden = hidden_by(run, families.visual(family, inputs))
+    assert torch.equal(run.kept[0], kept[0]), "drafts must not choose the tokens"
+    assert torch.equal(tokens, greedy)
+    assert len(forwards) < 24, "no draft was ever accepted: this test is blind"
+    whole = families.extended(family, inputs, tokens)
+    reference = oracle(model, whole, longer(hidden, tokens.shape[1]))[0]
+    worst = max(accepted_difference(*forward, tokens[0], reference) for forward in forwards)
+    support(family, drafts, worst)
+    assert worst < TOLERANCE
+
+
+def accepted_difference(given: Tensor, end: int, logits: Tensor, tokens: Tensor, reference: Tensor) -> float:
+    """Compare the logits behind those tokens of a forward that became part of the answer."""
+    start, first = end - len(given), end - len(logits)
+    said = tokens[start:end]
+    agreed = start + int((given[: len(said)] == said).int().cumprod(0).sum())
+    logits = logits[: max(agreed - first, 0)]
+    return float((logits - reference[first:agreed]).abs().max()) if len(logits) else 0.0
+
+
+@EVERY_METHOD
+@every_family("static cache")
+def test_static_cache(family: str, attention: str, method: foveal.Compressor, support: Any) -> None:
+    model = families.model(family, attention=attention)
+    inputs = families.batch(family, [1, 2, 0], [9, 4, 12])
+    with foveal.compress(model, method) as run:
+        if family in SLIDING:
+            with pytest.raises(foveal.FovealError, match="static cache with sliding-window layers"):
+                generate(model, inputs, cache_implementation="static")
+            support(family, "static cache", None)
+            return
+        out, steps = generate(model, inputs, cache_implementation="static")
+        hidden = hidden_by(run, families.visual(family, inputs))
+    worst = compare_decode(family, model, inputs, hidden, out.sequences, steps)
+    support(family, "static cache", worst)
+    assert worst < TOLERANCE
+
+
+@EVERY_METHOD
+@every_family()
+def test_a_second_turn_on_one_cache(
+    family: str, attention: str, method: foveal.Compressor, support: Any
+) -> None:
+    worst = second_turn(FAMILIES[family], attention, method, images=0)
+    support(family, "second turn", worst)
+    assert worst < TOLERANCE
+
+
+@EVERY_METHOD
+@every_family("second turn, image")
+def test_an_image_in_the_second_turn(
+    family: str, attention: str, method: foveal.Compressor, support: Any
+) -> None:
+    worst = second_turn(FAMILIES[family], attention, method, images=1)
+    support(family, "second turn, image", worst)
+    assert worst < TOLERANCE
+
+
+def second_turn(case: FamilyCase, attention: str, method: foveal.Compressor, images: int) -> float:
+    """Generate, add words and images, generate on the same cache; the largest difference in the second turn."""
+    model = families.model(case.name, attention=attention)
+    first, more = case.samples([1], [9])[0], case.samples([images], [5], seed=3)[0]
+
+    def turn(sample: Sample, new: Sample, **options: Any) -> tuple[Any, Tensor, Sample]:
+        """Add a sample behind what was said; pixels of the new one only."""
+        whole = Sample([*sample.ids, *new.ids], [*sample.pictures, *new.pictures])
+        out, steps = generate(model, case.collate([replace(whole, pictures=new.pictures)]), **options)
+        return out, steps, replace(whole, ids=out.sequences[0].tolist())
+
+    def hidden(kept: Tensor, whole: Sample) -> Any:
+        return [(method.layer, dropped_columns(families.visual(case.name, case.collate([whole])), [kept]))]
+
+    nothing = Sample([], [])
+    with foveal.compress(model, method) as run:
+        out, _, said = turn(nothing, first)
+        kept = run.kept[0]
+        out, steps, whole = turn(said, more, past_key_values=out.past_key_values)
+        both = torch.cat([kept, run.kept[0]]) if images else kept
+    layers = model.get_decoder().layers
+    with hidden_columns(layers, hidden(kept, first)):
+        plain, _, said = turn(nothing, first)
+    with hidden_columns(layers, hidden(both, whole)):
+        plain, reference, _ = turn(said, more, past_key_values=plain.past_key_values)
+    assert torch.equal(out.sequences, plain.sequences)
+    return float((steps - reference).abs().max())
+
+
+@EVERY_METHOD
+@every_family("chunked prefill")
+def test_chunked_prefill(family: str, attention: str, method: foveal.Compressor, support: Any) -> None:
+    case, model = FAMILIES[family], families.model(family, attention=attention)
+    inputs = case.collate(case.samples([1], [12]))
+    visual = families.visual(family, inputs)[0].nonzero()
+    chunk = int(visual.max()) + 3
+    with foveal.compress(model, method) as run:
+        out, steps = generate(model, inputs, prefill_chunk_size=chunk)
+        hidden = hidden_by(run, families.visual(family, inputs))
+        with pytest.raises(foveal.FovealError, match="prefill_chunk_size that cuts no image"):
+            generate(model, inputs, prefill_chunk_size=chunk - 5)
+    steps = steps[:, 1:]  # the first is that of the first chunk
+    worst = compare_decode(family, model, inputs, hidden, out.sequences, steps)
+    support(family, "chunked prefill", worst)
+    assert worst < TOLERANCE
