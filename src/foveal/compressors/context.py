@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 __all__ = ["AttentionInputs", "Selection", "TokenContext", "VisualLayout"]
 
@@ -68,14 +69,14 @@ class AttentionInputs:
     Attributes:
         query: (batch, heads, queries, head width), rotary embedding applied.
         key: (batch, key-value heads, keys, head width), earlier keys of the cache first.
-        mask: the backend's mask: None (causal), 2-D (batch, keys) or 4-D, bool or additive.
+        mask: the backend's mask: None (causal), 2-D (batch, keys), 4-D, bool or additive, or a flex block mask.
         scaling: the factor on query-key products.
         softcap: cap of the scores, None in most families.
     """
 
     query: Tensor
     key: Tensor
-    mask: Tensor | None
+    mask: Tensor | BlockMask | None
     scaling: float
     softcap: float | None
 
@@ -83,7 +84,7 @@ class AttentionInputs:
         """Only the first `keys` keys, where a static cache hands over all its slots; None for all."""
         if keys is None or keys == self.key.shape[2]:
             return self
-        mask = None if self.mask is None else self.mask[..., :keys]
+        mask = self.mask[..., :keys] if isinstance(self.mask, Tensor) else self.mask
         return replace(self, key=self.key[:, :, :keys], mask=mask)
 
     def row(self, query_index: Tensor) -> Tensor:
@@ -111,6 +112,11 @@ class AttentionInputs:
         if mask is None:
             column = torch.arange(scores.shape[-1], device=scores.device)
             return scores.masked_fill(column > (query_index + past)[:, None, None], float("-inf"))
+        if isinstance(mask, BlockMask):
+            sample = torch.arange(len(scores), device=scores.device)[:, None]
+            column = torch.arange(scores.shape[-1], device=scores.device)[None]
+            seen = mask.mask_mod(sample, torch.zeros_like(sample), query_index[:, None], column)
+            return scores.masked_fill(~seen[:, None], float("-inf"))
         if mask.ndim == 2:
             return scores.masked_fill(~mask.bool()[:, None, -scores.shape[-1] :], float("-inf"))
         mask = mask.expand(scores.shape[0], -1, -1, -1)

@@ -25,9 +25,7 @@ __all__ = ["observe_attention"]
 _NAME = "foveal_probe"
 
 
-def _probe(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> Any:
+def _probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     config = module.config
     if query.shape[2] > 1:  # a decode step chooses nothing
         with torch.no_grad():
@@ -36,7 +34,7 @@ def _probe(
                 AttentionInputs(query, key, attention_mask, scaling, kwargs.get("softcap"))
             )
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    backend = ALL_ATTENTION_FUNCTIONS.get_interface(config.foveal_backend, eager)
+    backend = ALL_ATTENTION_FUNCTIONS.get_interface(config.foveal_original._attn_implementation, eager)
     return backend(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -47,7 +45,7 @@ def observe_attention(attention: nn.Module, observer: Callable[[AttentionInputs]
     if _NAME not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(_NAME, _probe)
     replaced = copy.copy(original)
-    replaced.foveal_backend = original._attn_implementation
+    replaced.foveal_original = original  # its backend may be changed at any time
     replaced.foveal_observer = observer
     replaced._attn_implementation_internal = _NAME
     attention.config = replaced
