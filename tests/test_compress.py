@@ -8,7 +8,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import StaticCache
 
 import foveal
 from support.tiny import IMAGE, TOKENS, batch, causal_lm, llava
@@ -208,25 +207,6 @@ def test_answers_do_not_choose_the_tokens() -> None:
                 model(**{**inputs, "input_ids": ids}, labels=labels)
             kept.append(run.kept[0].tolist())
         assert kept[0] == kept[1]
-
-
-def test_a_static_cache_is_refused() -> None:
-    model, inputs = llava(), batch([1], [9])
-    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=80)
-    with (
-        foveal.compress(model, foveal.Random(keep=4)),
-        pytest.raises(foveal.FovealError, match="static caches"),
-    ):
-        model(**inputs, past_key_values=cache)
-
-
-def test_packed_sequences_are_refused() -> None:
-    model, inputs = llava(), batch([1], [9])
-    with (
-        foveal.compress(model, foveal.Random(keep=4)),
-        pytest.raises(foveal.FovealError, match="packed sequences"),
-    ):
-        model(**inputs, cu_seq_lens_q=torch.tensor([0, 47]))
 
 
 @pytest.mark.parametrize(

@@ -40,15 +40,21 @@ def oracle(model: Any, inputs: Inputs, hidden: Hidden) -> Tensor:
 def generate(model: Any, inputs: Inputs, **options: Any) -> tuple[Any, Tensor]:
     """What generate returns, and (batch, steps, vocabulary) logits in full precision.
 
-    Generate itself rounds the logits it returns to float32.
+    Generate itself rounds the logits it returns to float32; a hook on the model would be compiled with it.
     """
     steps: list[Tensor] = []
-    handle = model.register_forward_hook(lambda module, args, out: steps.append(out.logits[:, -1]))
+    update = model._update_model_kwargs_for_generation
+
+    def note(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        steps.append(outputs.logits[:, -1])
+        return update(outputs, *args, **kwargs)
+
     options = {"do_sample": False, "max_new_tokens": STEPS, "return_dict_in_generate": True, **options}
+    model._update_model_kwargs_for_generation = note
     try:
         out = model.generate(**inputs, **options)
     finally:
-        handle.remove()
+        del model._update_model_kwargs_for_generation
     return out, torch.stack(steps, dim=1)
 
 

@@ -1,0 +1,75 @@
+"""Compiled decode steps on a static cache: one graph without breaks, shared by all prompts, and never a stale one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from transformers import CompileConfig
+
+import foveal
+from support import families
+from support.exactness import TOLERANCE, compare_decode, generate, hidden_by
+from support.families import FAMILIES
+
+pytestmark = pytest.mark.usefixtures("exact_softmax", "inference")
+
+BATCHES = {"batch 1": ([1], [9]), "ragged": ([1, 2, 0], [9, 4, 12])}
+METHODS = [
+    foveal.Random(keep=0.3, layer=0),
+    foveal.FastV(keep=0.3, layer=1),
+    foveal.DART(keep=5, layer=2),
+    [foveal.Random(keep=0.6, layer=0), foveal.FastV(keep=0.5, layer=3)],
+]
+STATIC = [
+    case.name
+    for case in FAMILIES.values()
+    if not {"sliding_attention"} & set(case.config["text_config"].get("layer_types", ()))
+    and not case.config["text_config"].get("sliding_window")
+    and case.name != "qwen3_vl_moe"  # eager experts loop over data; grouped ones know no float64
+]
+
+
+@pytest.fixture(autouse=True)
+def no_graphs() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def compiled(graphs: list[Any]) -> dict[str, Any]:
+    """Options of generate that compile its decode steps, also on a CPU, and collect their graphs."""
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    config = CompileConfig(fullgraph=True, backend=backend, mode=None)  # type: ignore[arg-type]
+    config._compile_all_devices = True
+    return {"cache_implementation": "static", "compile_config": config}
+
+
+def fresh(family: str) -> Any:
+    """A model whose compiled call no other test has used."""
+    return FAMILIES[family].build(6, "sdpa")
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("family", STATIC)
+def test_one_graph_for_all_prompts_and_no_stale_one(family: str, name: str, support: Any) -> None:
+    model = fresh(family)
+    graphs: list[Any] = []
+    options, worst = compiled(graphs), 0.0
+    for count, methods in enumerate([*METHODS, None], 1):
+        for seed in (0, 1):
+            inputs = families.batch(family, *BATCHES[name], seed=seed)
+            with foveal.compress(model, methods) if methods else nullcontext() as run:
+                out, steps = generate(model, inputs, **options)
+                hidden = hidden_by(run, families.visual(family, inputs)) if run else []
+            worst = max(worst, compare_decode(family, model, inputs, hidden, out.sequences, steps))
+            assert len(graphs) == count, "one graph for each set of hooks, none for another prompt"
+    support(family, "compiled decode", worst)
+    assert worst < TOLERANCE
