@@ -42,6 +42,20 @@ def difference(family: str, model: Any, inputs: Any, methods: Any) -> float:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=name_of)
+@pytest.mark.parametrize(("family", "attention"), PAIRS)
+def test_dropping_tokens_changes_the_answer(family: str, attention: str, method: foveal.Compressor) -> None:
+    """Or else the tests here would be blind."""
+    model, inputs = families.model(family, attention=attention), families.batch(family, *BATCHES["ragged"])
+    plain = model(**inputs).logits
+    with foveal.compress(model, method) as run:
+        logits = model(**inputs).logits
+    dropped = hidden_by(run, families.visual(family, inputs))[-1][1]
+    assert dropped.any()
+    alive = inputs["attention_mask"].bool() & ~dropped
+    assert (logits - plain)[alive].abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("method", METHODS, ids=name_of)
 @pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize(("family", "attention"), PAIRS)
 def test_prefill_and_decode(

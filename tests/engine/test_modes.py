@@ -12,8 +12,8 @@ from torch import Tensor
 
 import foveal
 from support import families
-from support.exactness import TOLERANCE, compare_decode, generate, hidden_by, longer, oracle
-from support.families import FAMILIES, VOCABULARY, FamilyCase, Sample
+from support.exactness import TOLERANCE, compare_alone, compare_decode, generate, hidden_by, longer, oracle
+from support.families import FAMILIES, SLIDING, VOCABULARY, FamilyCase, Sample
 from support.oracle import dropped_columns, hidden_columns
 
 pytestmark = pytest.mark.usefixtures("exact_softmax", "inference")
@@ -24,7 +24,6 @@ METHODS = {
     "dart": foveal.DART(keep=5, layer=2),
 }
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-SLIDING = {"gemma3", "gemma4", "gemma4_vision_blocks", "gemma4_experts", "paligemma2", "llava_mistral"}
 QWEN = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"}
 # What the plain model cannot do either.
 NOT_IN_LIBRARY = {
@@ -47,18 +46,6 @@ def every_family(mode: str = "") -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("family", "attention"), pairs)
 
 
-def worst_alone(
-    case: FamilyCase, model: Any, sample: Sample, tokens: Tensor, steps: Tensor, run: foveal.Run, row: int
-) -> float:
-    """Compare one generated sequence with the oracle on its sample alone, without padding."""
-    inputs = case.collate([sample])
-    count, prompt = len(steps), len(sample.ids)
-    padding = len(tokens) - count - prompt
-    visual = families.visual(case.name, inputs)
-    hidden = [(stage.layer, dropped_columns(visual, [stage.kept[row] - padding])) for stage in run.stages]
-    return compare_decode(case.name, model, inputs, hidden, tokens[None, padding:], steps[None], greedy=False)
-
-
 @EVERY_METHOD
 @every_family()
 def test_sampling_with_return_sequences(
@@ -71,7 +58,7 @@ def test_sampling_with_return_sequences(
         out, steps = generate(model, case.collate(samples), do_sample=True, num_return_sequences=2)
     assert not torch.equal(out.sequences[0], out.sequences[1])
     worst = max(
-        worst_alone(case, model, samples[row // 2], out.sequences[row], steps[row], run, row)
+        compare_alone(case, model, samples[row // 2], out.sequences[row], steps[row], run.stages, row)
         for row in range(4)
     )
     support(family, "sampling", worst)
@@ -91,7 +78,7 @@ def test_beams(family: str, attention: str, method: foveal.Compressor, support: 
         ancestors = beams[beams >= 0]
         logits = steps[ancestors, torch.arange(len(ancestors))]
         sample = samples[row // 2]
-        worst = max(worst, worst_alone(case, model, sample, tokens, logits, run, int(ancestors[0])))
+        worst = max(worst, compare_alone(case, model, sample, tokens, logits, run.stages, int(ancestors[0])))
     support(family, "beams", worst)
     assert worst < TOLERANCE
 

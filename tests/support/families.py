@@ -103,6 +103,12 @@ class FamilyCase:
     attentions: tuple[str, ...] = ("sdpa", "eager")
     plain_ragged_exact: bool = True
 
+    @property
+    def sliding(self) -> bool:
+        """Whether some decoder layers attend within a window only."""
+        language = self.config["text_config"]
+        return "sliding_attention" in language.get("layer_types", ()) or bool(language.get("sliding_window"))
+
     def build(self, layers: int, attention: str) -> Any:
         """The model in float64."""
         config = deepcopy(self.config)
@@ -678,8 +684,10 @@ CASES += [
     gemma4("gemma4_experts", enable_moe_block=True, top_k_experts=2, attention_k_eq_v=True, **EXPERTS),
 ]
 FAMILIES = {case.name: case for case in CASES}
+SLIDING = {case.name for case in CASES if case.sliding}
 PAIRS = [(case.name, attention) for case in CASES for attention in case.attentions]
-VIDEO_PAIRS = [(case.name, attention) for case in CASES if case.video for attention in case.attentions]
+VIDEO_SLIDING = {case.name for case in CASES if case.sliding}
+PAIRS = [(case.name, attention) for case in CASES if case.video for attention in case.attentions]
 
 
 WORDS_ONLY = Sight(

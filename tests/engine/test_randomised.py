@@ -1,0 +1,125 @@
+"""No combination is silently wrong: drawn at random, compared with the masked oracle in float64."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+import foveal
+from support import families
+from support.exactness import (
+    TOLERANCE,
+    compare_alone,
+    compare_decode,
+    compare_prefill,
+    generate,
+    hidden_by,
+)
+from support.families import FAMILIES, SLIDING
+
+pytestmark = pytest.mark.usefixtures("exact_softmax", "inference")
+
+DRAWS = int(os.environ.get("FOVEAL_DRAWS", "60"))
+LAYERS = 6
+GENERATE: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "static cache": {"cache_implementation": "static"},
+    "sampling": {"do_sample": True, "num_return_sequences": 2},
+    "beams": {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    family: str
+    attention: str
+    mode: str
+    methods: list[foveal.Compressor]
+    images: list[int]
+    words: list[int]
+    frames: int
+    side: str
+    seed: int
+
+
+@st.composite
+def methods(draw: st.DrawFn, per_frame: bool) -> list[foveal.Compressor]:
+    """One stage or several, each keeping a share or a single token."""
+    layers = sorted(draw(st.sets(st.integers(0, LAYERS - 1), min_size=1, max_size=3)))
+    stages = []
+    for layer in layers:
+        kinds = [foveal.Random, foveal.FastV, foveal.DART] if layer else [foveal.Random]
+        keep = draw(st.one_of(st.just(1), st.floats(0.05, 0.6)))
+        stages.append(draw(st.sampled_from(kinds))(keep=keep, layer=layer, per_frame=per_frame))
+    return stages
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    family = FAMILIES[draw(st.sampled_from(sorted(FAMILIES)))]
+    frames = draw(st.integers(0, 3)) if family.video else 0
+    images = draw(st.permutations([draw(st.integers(1, 2)), *draw(st.lists(st.integers(0, 2), max_size=2))]))
+    modes = {"prefill", *GENERATE} - ({"static cache"} if family.name == "paligemma2" else set())
+    mode = draw(
+        st.sampled_from(sorted(modes))
+    )  # the library's static cache and paligemma2 do not go together
+    return Case(
+        family=family.name,
+        attention=draw(st.sampled_from(family.attentions)),
+        mode=mode,
+        methods=draw(methods(per_frame=bool(frames) and draw(st.booleans()))),
+        images=images,
+        words=[draw(st.integers(count + 2, 12)) for count in images],
+        frames=frames,
+        side=draw(st.sampled_from(["left", "right"])) if mode == "prefill" else "left",
+        seed=draw(st.integers(0, 99)),
+    )
+
+
+@settings(
+    max_examples=DRAWS, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(case=cases())
+def test_any_combination_is_exact_or_refused(case: Case) -> None:
+    if case.mode == "static cache" and case.family in SLIDING:
+        event("refused")
+        with pytest.raises(foveal.FovealError, match="static cache with sliding-window layers"):
+            difference_of(case)
+    else:
+        event(case.mode)
+        assert difference_of(case) < TOLERANCE
+
+
+def difference_of(case: Case) -> float:
+    """The largest difference from the oracle."""
+    family, model = FAMILIES[case.family], families.model(case.family, attention=case.attention)
+    samples = family.samples(case.images, case.words, case.seed, case.frames)
+    inputs = family.collate(samples, case.side)
+    run = foveal.attach(model, case.methods)
+    try:
+        if case.mode == "prefill":
+            return compare_prefill(case.family, model, inputs, run)
+        torch.manual_seed(case.seed)
+        out, steps = generate(model, inputs, max_new_tokens=4, **GENERATE[case.mode])
+        stages = run.stages
+        if case.mode in ("greedy", "static cache"):
+            hidden = hidden_by(run, families.visual(case.family, inputs))
+    finally:
+        run.detach()
+    if case.mode in ("greedy", "static cache"):
+        return compare_decode(case.family, model, inputs, hidden, out.sequences, steps)
+    worst = 0.0
+    for row, tokens in enumerate(out.sequences):
+        logits, source = steps[row], row
+        if case.mode == "beams":
+            ancestors = out.beam_indices[row][out.beam_indices[row] >= 0]
+            logits, source = steps[ancestors, torch.arange(len(ancestors))], int(ancestors[0])
+        sample = samples[row // 2]
+        worst = max(worst, compare_alone(family, model, sample, tokens, logits, stages, source))
+    return worst
