@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,21 @@ from hypothesis import settings
 from torch import Tensor
 from transformers.models.llama import modeling_llama
 
+from support.matrix import Matrix
+
 # A loaded machine is slow, not wrong.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--support-matrix", metavar="FILE", help="write the support matrix that the tests noted")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--support-matrix")
+    if path:
+        config.pluginmanager.register(Matrix(Path(path)))
 
 
 @pytest.fixture
@@ -35,9 +48,9 @@ def inference() -> Iterator[None]:
 
 @pytest.fixture
 def support(record_property: Any) -> Any:
-    """Note a cell of the support matrix: family, mode, largest difference from the oracle."""
+    """Note a cell of the support matrix: family, mode, largest difference from the oracle (None: refused)."""
 
-    def note(family: str, mode: str, difference: float) -> None:
+    def note(family: str, mode: str, difference: float | str | None) -> None:
         record_property("support", [family, mode, difference])
 
     return note

@@ -183,6 +183,22 @@ def test_cropping_generated_tokens_is_fine_and_cropping_the_prompt_is_refused() 
             cache.crop(-40)
 
 
+@pytest.mark.parametrize("name", ["ragged", "one"])
+def test_hidden_states_line_up_with_the_input(name: str) -> None:
+    model, inputs = llava(), batch(*{"ragged": ([1, 2, 0], [9, 4, 12]), "one": ([1], [9])}[name])
+    plain = model(**inputs, output_hidden_states=True).hidden_states
+    stages = [foveal.Random(keep=20, layer=1), foveal.FastV(keep=7, layer=4)]
+    with foveal.compress(model, stages) as run:
+        out = model(**inputs, output_hidden_states=True)
+    assert torch.equal(model.lm_head(out.hidden_states[-1]), out.logits)
+    assert [state.shape for state in out.hidden_states] == [state.shape for state in plain]
+    alive = [(state != 0).any(-1) & (inputs["input_ids"] == IMAGE) for state in out.hidden_states]
+    per_image = [int(rows.sum()) // int(alive[0].sum() // TOKENS) for rows in alive]
+    assert per_image == [TOKENS, TOKENS, 20, 20, 20, 7, 7]
+    assert torch.equal(alive[-1][0].nonzero()[:, 0], run.kept[0])
+    assert all(torch.equal(*pair) for pair in zip(plain[:2], out.hidden_states[:2], strict=True))
+
+
 def test_labels_behind_dropped_tokens_are_refused() -> None:
     model, inputs = llava(), batch([1], [9])
     labels = torch.full_like(inputs["input_ids"], -100)

@@ -158,3 +158,13 @@ def test_placeholders_without_features_are_text() -> None:
     plain = model(input_ids=words).logits
     with foveal.compress(model, foveal.Random(keep=1, layer=0)):
         assert torch.equal(model(input_ids=words).logits, plain)
+
+
+@pytest.mark.parametrize("options", [None, {"max_new_tokens": 2}], ids=["forward", "generate"])
+def test_attention_maps(options: dict[str, int] | None) -> None:
+    model, inputs = tiny.llava(attention="eager"), tiny.batch([1], [9])
+    with (
+        foveal.compress(model, foveal.Random(keep=4)),
+        pytest.raises(foveal.FovealError, match="maps between the kept tokens only"),
+    ):
+        (model.generate if options else model)(**inputs, **(options or {}), output_attentions=True)

@@ -686,8 +686,7 @@ CASES += [
 FAMILIES = {case.name: case for case in CASES}
 SLIDING = {case.name for case in CASES if case.sliding}
 PAIRS = [(case.name, attention) for case in CASES for attention in case.attentions]
-VIDEO_SLIDING = {case.name for case in CASES if case.sliding}
-PAIRS = [(case.name, attention) for case in CASES if case.video for attention in case.attentions]
+VIDEO_PAIRS = [(case.name, attention) for case in CASES if case.video for attention in case.attentions]
 
 
 WORDS_ONLY = Sight(

@@ -201,7 +201,7 @@ def processes(store: Path, rank: int = 0, world: int = 1) -> Iterator[None]:
 
 
 def in_each_of_two(rank: int, folder: Path) -> None:
-    """A process of two: train with DDP and FSDP2 on this rank's samples, and compare with both ranks' in one process."""
+    """A process of two: train with DDP and FSDP2 on samples of its own, and compare with all samples in one."""
     batches = [families.batch("llava", [1], [9], seed=0), families.batch("llava", [1, 2], [5, 7], seed=1)]
     wrappers: dict[str, Callable[[Any], Any]] = {"DDP": nn.parallel.DistributedDataParallel, "FSDP2": shard}
     found = {}
@@ -210,10 +210,19 @@ def in_each_of_two(rank: int, folder: Path) -> None:
             model = trainable("llava")
             with foveal.compress(model, STAGES):
                 alone = [backward(model, model, inputs) for inputs in batches]
+                tokens = written(model, batches[rank])
             mean = {key: torch.stack([step[1][key] for step in alone]).mean(dim=0) for key in alone[0][1]}
-            model.zero_grad(set_to_none=True)
             wrapped = wrap(model)
             with foveal.compress(wrapped, STAGES):
                 step = backward(wrapped, model, batches[rank])
+                assert torch.equal(written(model, batches[rank]), tokens)
             found[name] = step_difference(step, (alone[rank][0], mean))
     torch.save(found, folder / f"found-{rank}")
+
+
+def written(model: Any, inputs: Inputs) -> Tensor:
+    """What the model in training generates."""
+    model.eval()
+    tokens: Tensor = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    model.train()
+    return tokens

@@ -216,6 +216,13 @@ class Frame:
         )
         return cls(rows, whole, tuple(text_host), tuple(samples_host), labels)
 
+    def streams(self, depth: int) -> list[Stream]:
+        """The rows of the embeddings, then those behind each of the `depth` layers."""
+        found = [self.whole] * (depth + 1)
+        for stage in self.stages:
+            found[stage.layer + 1 :] = [stage.stream] * (depth - stage.layer)
+        return found
+
     def release(self) -> None:
         """Let go of what only this forward needed; what `stages` say stays."""
         self.deepstack = []

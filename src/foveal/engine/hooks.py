@@ -30,6 +30,7 @@ from foveal.engine.masks import real_rows, translate_mask
 from foveal.engine.probe import observe_attention
 from foveal.engine.refusals import (
     check_stages,
+    refuse_attention_maps,
     refuse_cache,
     refuse_lost_labels,
     refuse_old_checkpointing,
@@ -138,6 +139,7 @@ class Hooks:
     def _before_top(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if _is_decode_step(_source(args, kwargs), kwargs):
             return
+        refuse_attention_maps(kwargs, self.parts.decoder.config)
         asked = kwargs.get("logits_to_keep", 0)
         _call.set(_Call(self._labels_of(kwargs), asked if isinstance(asked, int) else 0))
 
@@ -197,6 +199,13 @@ class Hooks:
         if frame is None or frame.student is None:
             return output
         output.last_hidden_state = restore(output.last_hidden_state, frame.student.rows, frame.length)
+        if output.get("hidden_states") is not None:
+            output.hidden_states = tuple(
+                hidden if stream is frame.whole else restore(hidden, stream.rows, frame.length)
+                for hidden, stream in zip(
+                    output.hidden_states, frame.streams(len(self.parts.layers)), strict=True
+                )
+            )
         frame.release()
         return output
 

@@ -18,6 +18,7 @@ from foveal.errors import FovealError
 
 __all__ = [
     "check_stages",
+    "refuse_attention_maps",
     "refuse_cache",
     "refuse_lost_labels",
     "refuse_old_checkpointing",
@@ -52,6 +53,16 @@ def check_stages(compressors: Sequence[Compressor], depth: int) -> None:
         raise FovealError(f"two methods act at layer {twice}: give each stage a layer of its own")
     if len({compressor.per_frame for compressor in compressors}) > 1:
         raise FovealError("all stages must count their budget alike: set per_frame on all of them or on none")
+
+
+def refuse_attention_maps(kwargs: dict[str, Any], config: Any) -> None:
+    """Maps between kept tokens only would be read as if they lined up with input_ids."""
+    wanted = kwargs.get("output_attentions")
+    if config.output_attentions if wanted is None else wanted:
+        raise FovealError(
+            "output_attentions gives maps between the kept tokens only, out of line with input_ids: ask for them "
+            "without compression"
+        )
 
 
 def refuse_unknown_arguments(args: Sequence[Any], kwargs: dict[str, Any], rows: int) -> None:
