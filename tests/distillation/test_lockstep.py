@@ -10,6 +10,7 @@ from torch import Tensor
 
 import foveal
 from foveal.distillation import cross_entropy, forward_kl, lockstep
+from support import families
 from support.tiny import IMAGE, batch, llava
 
 pytestmark = pytest.mark.usefixtures("exact_softmax")
@@ -19,13 +20,18 @@ BATCHES = {"one": ([1], [9]), "ragged": ([1, 2, 0], [9, 6, 12]), "text only": ([
 
 
 def labelled(name: str, side: str) -> tuple[dict[str, Tensor], Tensor]:
-    """Inputs, and labels on the last 3 real tokens of each sample."""
+    """Inputs of the tiny LLaVA, and their labels."""
     inputs = batch(*BATCHES[name], side)
+    return inputs, last_words(inputs)
+
+
+def last_words(inputs: dict[str, Tensor]) -> Tensor:
+    """Labels on the last 3 real tokens of each sample."""
     labels = torch.full_like(inputs["input_ids"], -100)
     for sample, mask in enumerate(inputs["attention_mask"]):
         last = mask.nonzero()[-3:, 0]
         labels[sample, last] = inputs["input_ids"][sample, last]
-    return inputs, labels
+    return labels
 
 
 def gradients(model: Any) -> dict[str, Tensor]:
@@ -76,6 +82,15 @@ def test_lockstep_equals_two_forwards(method: str, layer: int, name: str, side: 
     model = llava(attention=attention).train()
     methods = [foveal.get(method, keep=keep, layer=layer) for keep in (0.15, 0.4)]
     assert_equal(model, *labelled(name, side), methods)
+
+
+@pytest.mark.parametrize(("method", "layer"), [("random", 0), ("fastv", 1), ("dart", 2)])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4", "internvl", "mistral3"])
+def test_other_families_deepstack_included(family: str, method: str, layer: int) -> None:
+    model = families.FAMILIES[family].build(4, "sdpa").train()
+    inputs = families.batch(family, *BATCHES["ragged"])
+    methods = [foveal.get(method, keep=keep, layer=layer) for keep in (0.15, 0.6)]
+    assert_equal(model, inputs, last_words(inputs), methods)
 
 
 # The checkpointed layers of the vision tower get pixels, which never need a gradient.

@@ -34,6 +34,7 @@ _KNOWN = frozenset(
         "position_embeddings",
         "past_key_values",
         "cache_position",
+        "labels",  # some models hand them down; no layer reads them
     )
 )
 _CHECKPOINTS_INSIDE_HOOKS = Version(transformers.__version__) >= Version("5.23")
