@@ -32,21 +32,24 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("home")
-def test_compression_and_a_method_of_ones_own(capsys: Any) -> None:
+def test_compression_stages_and_a_method_of_ones_own(capsys: Any) -> None:
     space: dict[str, Any] = {"__name__": "__main__"}
-    for snippet in SNIPPETS[:2]:
-        exec(compile(snippet, "README.md", "exec"), space)
+    compress, stages, own = SNIPPETS[:3]
+    exec(compile(compress, "README.md", "exec"), space)
     answer, kept = capsys.readouterr().out.strip().split("\n", 1)
     assert answer
     assert kept.startswith("tensor([")
     assert len(space["run"].kept[0]) == 64
+    exec(compile(stages, "README.md", "exec"), space)
+    assert capsys.readouterr().out == "[72, 64, 32]\n"
+    exec(compile(own, "README.md", "exec"), space)
 
 
 # The CPU has no pinned memory; transformers asks for it by default.
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 @pytest.mark.usefixtures("home")
 def test_training(home: Path) -> None:
-    code = "\n".join([SNIPPETS[0], SNIPPETS[2]])
+    code = "\n".join([SNIPPETS[0], SNIPPETS[3]])
     assert "max_steps=200" in code
     space: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(code.replace("max_steps=200", "max_steps=2, report_to='none'"), "README.md", "exec"), space)
