@@ -10,7 +10,7 @@ import torch
 import foveal
 from support import families
 from support.exactness import TOLERANCE, compare_decode, compare_prefill, generate, hidden_by
-from support.families import PAIRS, VIDEO_PAIRS
+from support.families import FAMILIES, PAIRS, VIDEO_PAIRS, Sample
 
 pytestmark = pytest.mark.usefixtures("exact_softmax", "inference")
 
@@ -84,6 +84,20 @@ def test_video(family: str, attention: str, method: Any, per_frame: bool, suppor
     worst = difference(family, model, inputs, method(keep=0.4, layer=1, per_frame=per_frame))
     support(family, "video", worst)
     assert worst < TOLERANCE
+
+
+@pytest.mark.parametrize("method", [foveal.FastV, foveal.DART])
+@pytest.mark.parametrize(("family", "attention"), VIDEO_PAIRS)
+def test_an_image_and_a_video_in_one_sample(family: str, attention: str, method: Any) -> None:
+    case, model = FAMILIES[family], families.model(family, attention=attention)
+    image, video = case.samples([1], [6])[0], case.samples([1], [7], seed=2, frames=3)[0]
+    both = Sample([*image.ids, *video.ids[1:]], [*image.pictures, *video.pictures])
+    inputs = case.collate([both, *case.samples([2], [5], seed=4)])
+    assert difference(family, model, inputs, method(keep=0.4, layer=1)) < TOLERANCE
+    with foveal.compress(model, method(keep=2, per_frame=True)) as run:
+        model(**inputs)
+        kept = [len(kept) for kept in run.stages[0].kept_in_image]
+    assert kept == [2] * 6  # an image, three frames, two images
 
 
 @pytest.mark.parametrize("name", BATCHES)

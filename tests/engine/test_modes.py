@@ -250,6 +250,17 @@ def test_chunked_prefill(family: str, attention: str, method: foveal.Compressor,
         generate(model, inputs, prefill_chunk_size=cut)
 
 
+@pytest.mark.parametrize("family", ["mistral3", "qwen3_vl"])
+def test_chunked_prefill_that_hides_where_images_end(family: str) -> None:
+    case, model = FAMILIES[family], families.model(family)
+    inputs = case.inputs([2], [12], frames=3 if case.video else 0)
+    with foveal.compress(model, foveal.Random(keep=0.5)) as run:
+        model.generate(**inputs, max_new_tokens=2)
+        assert len(run.stages[0].kept_in_image) == 2
+        with pytest.raises(foveal.FovealError, match=r"does not tell where one .* of this family ends"):
+            model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=inputs["input_ids"].shape[1] - 2)
+
+
 def chunked_prefill(case: FamilyCase, attention: str, method: foveal.Compressor | None) -> float:
     """The image in the first chunk, most of the text in the second."""
     model, inputs = families.model(case.name, attention=attention), case.inputs([1], [12])

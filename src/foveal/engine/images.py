@@ -22,6 +22,8 @@ from foveal.errors import FovealError
 __all__ = ["Placeholders", "watch_features"]
 
 _watched: ContextVar[dict[str, list[int]] | None] = ContextVar("foveal_watched", default=None)
+# Images that generate encoded for the prompt whose forward is about to come.
+_encoded: ContextVar[dict[str, int] | None] = ContextVar("foveal_encoded", default=None)
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Placeholders:
         for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
             if output is not None:
                 found.lengths[modality] = _lengths(output)
+                _refuse_merged(parts, modality, output, found.lengths[modality])
         if kwargs.get("image_hidden_states") is not None:
             found.lengths["image"] = _lengths(kwargs["image_hidden_states"])
         _watched.set(found.lengths)
@@ -118,6 +121,7 @@ def _watching(function: Callable[..., Any], modality: str) -> Callable[..., Any]
         watched = _watched.get()
         if watched is not None:
             watched[modality] = _lengths(output)
+        _encoded.set({**(_encoded.get() or {}), modality: len(_lengths(output))})
         return output
 
     return watching
@@ -129,6 +133,17 @@ def _lengths(output: Any) -> list[int]:
     if isinstance(features, Tensor) and features.ndim == 2:
         return [features.shape[0]]
     return [feature.numel() // feature.shape[-1] for feature in features]
+
+
+def _refuse_merged(parts: Parts, modality: str, output: Any, lengths: list[int]) -> None:
+    """Chunked prefill hands over one piece for all images of a chunk."""
+    several = (_encoded.get() or {}).get(modality, 1) > 1
+    piece = len(lengths) == 1 and getattr(output, "last_hidden_state", None) is None
+    if modality in parts.family.broken and several and piece:
+        raise FovealError(
+            f"chunked prefill does not tell where one {modality} of this family ends and the next begins: pass "
+            "prefill_chunk_size=None"
+        )
 
 
 def _first_rows(parts: Parts, modality: str, rows: Tensor, lengths: list[int]) -> Tensor:
