@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from foveal.compressors import Compressor, get
 from foveal.engine.families import find_parts
 from foveal.engine.frame import StageResult
-from foveal.engine.graphs import forget_graphs
 from foveal.engine.hooks import Hooks
 from foveal.errors import FovealError
 
@@ -70,9 +69,8 @@ class Stage:
 class Run:
     """Compressors at work on a model; reports on the last forward of this thread that held visual tokens."""
 
-    def __init__(self, hooks: Hooks, model: nn.Module) -> None:
+    def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
-        self._model = model
 
     @property
     def compressors(self) -> tuple[Compressor, ...]:
@@ -109,7 +107,7 @@ class Run:
 
     def detach(self) -> None:
         """Restore the model; harmless when done already."""
-        _remove(self._hooks, self._model)
+        _remove(self._hooks)
 
 
 def attach(
@@ -120,9 +118,6 @@ def attach(
     **options: Any,
 ) -> Run:
     """Compress the model's visual tokens until `detach` is called on the result.
-
-    A model compiled as a whole (`torch.compile(model)`) is compiled anew after attaching and after detaching: its
-    graphs would not notice. Decode steps that transformers compiles itself stay compiled.
 
     Args:
         model: a transformers vision-language model, one wrapped by PEFT, DDP, FSDP or torch.compile, or a bare language
@@ -151,15 +146,14 @@ def attach(
     hooks = Hooks(parts, (method,) if isinstance(method, Compressor) else method, visual_mask)
     hooks.install()
     _attached[parts.decoder] = ref(hooks)
-    forget_graphs(model)
-    return Run(hooks, model)
+    return Run(hooks)
 
 
 def detach(model: nn.Module) -> None:
     """Restore a model that `attach` or `load` compressed; harmless on any other model."""
     hooks = _hooks_of(find_parts(model).decoder)
     if hooks is not None:
-        _remove(hooks, model)
+        _remove(hooks)
 
 
 def attached(model: nn.Module) -> tuple[Compressor, ...]:
@@ -172,11 +166,10 @@ def _hooks_of(decoder: nn.Module) -> Hooks | None:
     return _attached[decoder]() if decoder in _attached else None
 
 
-def _remove(hooks: Hooks, model: nn.Module) -> None:
+def _remove(hooks: Hooks) -> None:
     hooks.remove()
     if _hooks_of(hooks.parts.decoder) is hooks:
         del _attached[hooks.parts.decoder]
-        forget_graphs(model)
 
 
 @contextmanager

@@ -106,22 +106,24 @@ def spread(model: Any, cut: int, tower: torch.device, monkeypatch: pytest.Monkey
         return module
 
     monkeypatch.setattr(AlignDevicesHook, "init_hook", place)
-    names = {module: name for name, module in model.named_modules()}
+    decoder, names = model.get_decoder(), blocks(model)
+    homes = dict.fromkeys(names, FIRST) | {
+        module: tower for module in model.base_model.children() if module in names
+    }
+    homes |= dict.fromkeys([*list(decoder.layers)[cut:], decoder.norm, model.lm_head], SECOND)
     return dispatch_model(
         model,
-        {names[module]: str(home) for module, home in _homes(model, cut, tower).items()},
+        {names[module]: str(home) for module, home in homes.items()},
         main_device=str(FIRST),
         skip_keys=model._skip_keys_device_placement,
     )
 
 
-def _homes(model: Any, cut: int, tower: torch.device) -> dict[nn.Module, torch.device]:
-    decoder = model.get_decoder()
-    layers = list(decoder.layers)
-    homes = dict.fromkeys(model.base_model.children(), tower)
-    homes |= dict.fromkeys([*decoder.children(), *layers[:cut]], FIRST)
-    homes |= dict.fromkeys([*layers[cut:], decoder.norm, model.lm_head], SECOND)
-    return {module: home for module, home in homes.items() if module not in (decoder, decoder.layers)}
+def blocks(model: Any) -> dict[nn.Module, str]:
+    """The names of the modules that a device map tells apart."""
+    decoder, layers = model.get_decoder(), model.get_decoder().layers
+    found = {*model.base_model.children(), *decoder.children(), *layers, model.lm_head} - {decoder, layers}
+    return {module: name for name, module in model.named_modules() if module in found}
 
 
 # ---------------------------------------------------------------------- training

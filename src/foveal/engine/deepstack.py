@@ -23,7 +23,9 @@ def take_over(frame: Frame, kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
     visual = kwargs["visual_pos_masks"]
     frame.deepstack = [
-        layer.new_zeros(*visual.shape, layer.shape[-1]).masked_scatter(visual[..., None], layer)
+        layer.new_zeros(*visual.shape, layer.shape[-1]).masked_scatter(
+            visual[..., None].to(layer.device), layer
+        )
         for layer in features
     ]
     return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}

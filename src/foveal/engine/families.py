@@ -16,7 +16,7 @@ from torch import nn
 
 from foveal.errors import FovealError
 
-__all__ = ["FAMILIES", "REFUSED", "Family", "Parts", "find_parts", "layers_of_wrapping"]
+__all__ = ["FAMILIES", "REFUSED", "Family", "Parts", "find_parts", "unwrap"]
 
 
 @dataclass(frozen=True)
@@ -116,19 +116,18 @@ class Parts:
         return cast(nn.Module, self.layers[layer].self_attn)
 
 
-def layers_of_wrapping(model: nn.Module) -> list[nn.Module]:
-    """The model, then what is inside each of its torch.compile, DDP and PEFT wrappers; the last has no wrapper."""
-    found: list[Any] = [model]
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside torch.compile, DDP and PEFT wrappers."""
+    inner: Any = model
     while True:
-        inner = found[-1]
         if hasattr(inner, "_orig_mod"):
-            found.append(inner._orig_mod)
+            inner = inner._orig_mod
         elif isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            found.append(inner.module)
+            inner = inner.module
         elif hasattr(inner, "get_base_model"):
-            found.append(inner.get_base_model())
+            inner = inner.get_base_model()
         else:
-            return found
+            return cast(nn.Module, inner)
 
 
 def find_parts(model: nn.Module) -> Parts:
@@ -137,7 +136,7 @@ def find_parts(model: nn.Module) -> Parts:
     Raises:
         FovealError: no transformers model, or one of a family that cannot be supported, with the reason.
     """
-    top: Any = layers_of_wrapping(model)[-1]
+    top: Any = unwrap(model)
     config = getattr(top, "config", None)
     if config is None or not hasattr(top, "get_decoder"):
         raise FovealError(

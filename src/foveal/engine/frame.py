@@ -240,7 +240,7 @@ class Frame:
 
 def _prompt(real: Tensor, labels: Tensor | None, asked: int) -> Tensor:
     """Real rows before the first answer that is trained on, or scored: drafts of assisted decoding are no prompt."""
-    prompt = real if labels is None else real & ((labels != -100).cumsum(dim=1) == 0)
+    prompt = real if labels is None else real & ((labels.to(real.device) != -100).cumsum(dim=1) == 0)
     if asked > 1:
         prompt = prompt & (torch.arange(real.shape[1], device=real.device) <= real.shape[1] - asked)
     return prompt

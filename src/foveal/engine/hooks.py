@@ -8,15 +8,16 @@ that still exist, and one after the decoder puts the rows back.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
 from foveal.compressors.base import Compressor
@@ -27,6 +28,7 @@ from foveal.engine.families import Parts
 from foveal.engine.frame import Frame, StageResult, Stream
 from foveal.engine.images import Placeholders, watch_features
 from foveal.engine.masks import real_rows, translate_mask
+from foveal.engine.modules import replaced
 from foveal.engine.probe import observe_attention
 from foveal.engine.refusals import (
     check_stages,
@@ -104,39 +106,60 @@ class Hooks:
 
     def install(self) -> None:
         """Put the hooks in place; `remove` restores the model exactly."""
-        parts = self.parts
         with ExitStack() as undo:
-            undo.enter_context(watch_features(parts.base))
-            for compressor in self.compressors:
-                if compressor.observes():
-                    observer = partial(self._observe, compressor)
-                    undo.enter_context(observe_attention(parts.attention(compressor.layer - 1), observer))
-            handles = [
-                parts.top.register_forward_pre_hook(self._before_top, with_kwargs=True),
-                parts.base.register_forward_pre_hook(self._before_base, with_kwargs=True),
-                parts.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
-                parts.decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
-            ]
-            for index in (compressor.layer - 1 for compressor in self.compressors if compressor.observes()):
-                count = partial(self._count_keys, index)
-                handles.append(parts.layers[index].register_forward_pre_hook(count, with_kwargs=True))
-            for index in self._hooked:
-                hook = partial(self._before_layer, index)
-                handles.append(parts.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
-            for index in self._deepened:
-                after = partial(self._after_layer, index)
-                handles.append(parts.layers[index].register_forward_hook(after, with_kwargs=True))
-            for handle in handles:
+            self._replace(undo)
+            for handle in self._register():
                 undo.callback(handle.remove)
             self._stack.push(undo.pop_all())
+
+    def _replace(self, undo: ExitStack) -> None:
+        """What hooks cannot do."""
+        top, first = self.parts.top, self.parts.layers[self._hooked[0]]
+        undo.enter_context(watch_features(self.parts.base))
+        for compressor in self.compressors:
+            if compressor.observes():
+                observer = partial(self._observe, compressor)
+                undo.enter_context(observe_attention(self.parts.attention(compressor.layer - 1), observer))
+        # Some wrappers (older PEFT) call the forward and not the module, past its hooks.
+        undo.enter_context(replaced(top, "forward", self._noting(top.forward)))
+        # torch.compile guards on a forward of the module's own, but not on hooks.
+        undo.enter_context(replaced(first, "forward", _passing(first.forward)))
+
+    def _register(self) -> list[RemovableHandle]:
+        parts, layers = self.parts, self.parts.layers
+        handles = [
+            parts.base.register_forward_pre_hook(self._before_base, with_kwargs=True),
+            parts.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            parts.decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
+        ]
+        before = [(index, partial(self._before_layer, index)) for index in self._hooked]
+        observed = [compressor.layer - 1 for compressor in self.compressors if compressor.observes()]
+        before += [(index, partial(self._count_keys, index)) for index in observed]
+        after = [(index, partial(self._after_layer, index)) for index in self._deepened]
+        handles += [layers[i].register_forward_pre_hook(hook, with_kwargs=True) for i, hook in before]
+        handles += [layers[i].register_forward_hook(hook, with_kwargs=True) for i, hook in after]
+        return handles
 
     def remove(self) -> None:
         """Take every hook away."""
         self._stack.close()
 
+    def __deepcopy__(self, memo: Any) -> Hooks:
+        raise FovealError(
+            "a compressed model cannot be copied: detach first, and compress the copy by itself"
+        )
+
     # ------------------------------------------------------------------ around the model
 
-    def _before_top(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _noting(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)  # Trainer and generate read the signature
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            self._before_top(args, kwargs)
+            return forward(*args, **kwargs)
+
+        return noting
+
+    def _before_top(self, args: Any, kwargs: dict[str, Any]) -> None:
         if _is_decode_step(_source(args, kwargs), kwargs):
             return
         refuse_attention_maps(kwargs, self.parts.decoder.config)
@@ -213,7 +236,8 @@ class Hooks:
 
     def _observe(self, compressor: Compressor, attention: AttentionInputs) -> None:
         frame = _frame.get()
-        if frame is not None:
+        # A layer that is checkpointed runs again in the backward pass, when its stage has long been decided.
+        if frame is not None and all(stage.layer != compressor.layer for stage in frame.stages):
             prompt = frame.current.prompt.to(attention.key.device)
             attention = attention.without_empty_slots(frame.keys)
             frame.observed[compressor.layer] = compressor.observe(attention, prompt)
@@ -331,6 +355,14 @@ class Hooks:
     def _backend(self) -> str:
         config: Any = self.parts.decoder.config
         return str(config._attn_implementation)
+
+
+def _passing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def passing(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    return passing
 
 
 def current_frame() -> Frame | None:

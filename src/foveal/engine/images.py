@@ -7,7 +7,7 @@ begins: `watch_features` notes how many tokens each image has, whatever the fami
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.engine.families import Parts
+from foveal.engine.modules import replaced
 from foveal.errors import FovealError
 
 __all__ = ["Placeholders", "watch_features"]
@@ -104,14 +105,12 @@ def _run_starts(visual: Tensor) -> Tensor:
 def watch_features(base: nn.Module) -> Iterator[None]:
     """Note the tokens per image whenever `base` computes features; the module is put back exactly on exit."""
     names = [f"get_{modality}_features" for modality in ("image", "video")]
-    names = [name for name in names if hasattr(base, name) and name not in vars(base)]
-    for name in names:
-        setattr(base, name, _watching(getattr(base, name), name.split("_")[1]))
-    try:
-        yield
-    finally:
+    with ExitStack() as undo:
         for name in names:
-            delattr(base, name)
+            if hasattr(base, name):
+                watching = _watching(getattr(base, name), name.split("_")[1])
+                undo.enter_context(replaced(base, name, watching))
+        yield
 
 
 def _watching(function: Callable[..., Any], modality: str) -> Callable[..., Any]:
@@ -154,7 +153,9 @@ def _first_rows(parts: Parts, modality: str, rows: Tensor, lengths: list[int]) -
     starts = torch.tensor([0, *lengths[:-1]], device=rows.device).cumsum(0)
     index = rows.flatten().cumsum(0).view_as(rows) - 1
     told = rows & torch.isin(index, starts)
-    return told if modality in parts.family.broken else told | runs
+    # Features that do not add up (some models append a newline later) tell nothing.
+    reliable = rows.sum() == sum(lengths)
+    return torch.where(reliable, told if modality in parts.family.broken else told | runs, runs)
 
 
 def _frame_starts(parts: Parts, rows: Tensor, clips: Tensor, positions: Tensor | None) -> Tensor:

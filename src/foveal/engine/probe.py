@@ -23,6 +23,7 @@ from foveal.compressors.context import AttentionInputs
 __all__ = ["observe_attention"]
 
 _NAME = "foveal_probe"
+_EAGER = "eager_attention_forward"
 
 
 def _probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
@@ -33,7 +34,9 @@ def _probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
             config.foveal_observer(
                 AttentionInputs(query, key, attention_mask, scaling, kwargs.get("softcap"))
             )
-    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    # Not the class alone: FSDP2 gives a module a class of its own module.
+    places = (sys.modules[cls.__module__] for cls in type(module).__mro__)
+    eager: Any = next((vars(place)[_EAGER] for place in places if _EAGER in vars(place)), None)
     backend = ALL_ATTENTION_FUNCTIONS.get_interface(config.foveal_original._attn_implementation, eager)
     return backend(module, query, key, value, attention_mask, **kwargs)
 
