@@ -5,13 +5,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 # Two torch processes with two threads each on two cores are ten times slower than with one each.
-test test-versions: export OMP_NUM_THREADS = 1
+test test-nightly test-versions support: export OMP_NUM_THREADS = 1
 
 # The oldest transformers that is supported, one in between, and whatever is newest today.
 VERSIONS ?= 5.16.0 5.19.0 newest
 VERSION_TESTS := tests/engine tests/compressors tests/test_compress.py tests/distillation/test_lockstep.py
 
-.PHONY: help install demo test test-versions lint bench format clean always
+.PHONY: help install demo test test-nightly test-versions support lint bench format clean always
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -28,6 +28,13 @@ demo: $(STAMP)  ## Watch a small model lose accuracy with 16 of 144 tokens, and 
 
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-nightly: export FOVEAL_DRAWS = 500
+test-nightly: $(STAMP)  ## Run also the long tests, and 500 random combinations instead of 60
+	$(BIN)/python -m pytest -n $(WORKERS) -m "nightly or not nightly"
+
+support: $(STAMP)  ## Make docs/support.md from the engine's tests
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "nightly or not nightly" --support-matrix docs/support.md tests/engine
 
 test-versions: $(VERSIONS:%=.venv-versions/%/.installed)  ## Run the engine's tests on several versions of transformers
 	@failed=0; for version in $(VERSIONS); do \
