@@ -41,6 +41,7 @@ Made by `make support` from the tests; do not edit. Each cell holds the largest 
 methods, layers and prompts tested, between the compressed model and the masked oracle (the unmodified model, without
 cache, whose deeper layers may not see the dropped tokens), in float64 on small random models of the real classes. All
 below 1e-10 is exact. **refused**: one line says why. **plain**: the plain model cannot do it either. Empty: untested.
+For wrappers, `equal` means bit for bit what the same compression gives without the wrapper.
 """
 
 
@@ -89,14 +90,16 @@ def page(cells: Cells) -> str:
             wrappers[mode].append(f"{family} {shown(value)}")
     rows = [[mode, ", ".join(found)] for mode, found in sorted(wrappers.items())]
     parts.append(f"## Wrappers\n\n{table(['wrapper', 'largest difference'], rows)}")
-    refused = [family for family, mode in sorted(cells) if mode == "any"]
-    parts.append(f"## Refused families\n\n{', '.join(refused)}: `foveal.attach` says why.\n")
+    rows = [[family, reason] for (family, mode), reason in sorted(cells.items()) if mode == "any"]
+    parts.append(f"## Refused families\n\n{table(['family', 'why'], rows)}")
     return "\n".join(parts)
 
 
 def shown(value: Any) -> str:
     """A cell's text."""
-    return f"{value:.0e}" if isinstance(value, float) else f"**{value}**" if value else ""
+    if isinstance(value, float):
+        return f"{value:.0e}" if value else "equal"
+    return f"**{value}**" if value else ""
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
