@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from transformers import DynamicCache, StaticCache
 
 import foveal
 from support.tiny import IMAGE, TOKENS, batch, causal_lm, llava
@@ -197,6 +199,40 @@ def test_hidden_states_line_up_with_the_input(name: str) -> None:
     assert per_image == [TOKENS, TOKENS, 20, 20, 20, 7, 7]
     assert torch.equal(alive[-1][0].nonzero()[:, 0], run.kept[0])
     assert all(torch.equal(*pair) for pair in zip(plain[:2], out.hidden_states[:2], strict=True))
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_cache_made_under_compression_works_only_there(static: bool) -> None:
+    model, inputs = llava(), batch([1], [9])
+    length = inputs["input_ids"].shape[1]
+    config = model.config.get_text_config()
+
+    def prefill() -> Any:
+        cache = StaticCache(config, max_cache_len=length + 8) if static else DynamicCache(config=config)
+        return model(**inputs, past_key_values=cache, use_cache=True).past_key_values
+
+    def step(cache: Any) -> Tensor:
+        positions = torch.tensor([[length]])
+        logits: Tensor = model(
+            input_ids=torch.tensor([[17]]), position_ids=positions, past_key_values=cache, use_cache=True
+        ).logits
+        return logits
+
+    made, later = foveal.DART(keep=4), foveal.Random(keep=4, layer=3)
+    with foveal.compress(model, made):
+        cache, branch = prefill(), prefill()
+        copied = copy.deepcopy(branch)
+        expected = step(cache)
+        assert torch.equal(step(copied), expected)
+    plain = step(prefill())
+    assert (plain - expected).abs().max() > 1e-4
+    refusal = "this cache holds a compressed prompt: go on inside foveal.compress"
+    with pytest.raises(foveal.FovealError, match=refusal):
+        step(branch)
+    with foveal.compress(model, later), pytest.raises(foveal.FovealError, match=refusal):
+        step(branch)
+    with foveal.compress(model, foveal.FastV(keep=9, layer=1)):
+        assert torch.equal(step(branch), expected)
 
 
 def test_labels_behind_dropped_tokens_are_refused() -> None:

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 
 from foveal.errors import FovealError
@@ -21,9 +22,11 @@ from foveal.errors import FovealError
 __all__ = [
     "LayerView",
     "LogicalCache",
+    "Switch",
     "held_keys",
     "physical_length",
     "static_length",
+    "switch_of",
     "view_of",
     "with_views",
 ]
@@ -70,10 +73,45 @@ class LayerView:
         self.memo.clear()
 
 
+class Switch:
+    """From which layer on a decoder is hooked now, if it is; known to all caches that its hooks made."""
+
+    first: int | None = None
+
+    def __deepcopy__(self, memo: Any) -> Switch:
+        """A copied cache still belongs to the same model."""
+        return self
+
+
+_switches: WeakKeyDictionary[nn.Module, Switch] = WeakKeyDictionary()
+
+
+def switch_of(decoder: nn.Module) -> Switch:
+    """The decoder's switch."""
+    return _switches.setdefault(decoder, Switch())
+
+
 class LogicalCache(Cache):
     """Mixed into the class of a cache on its first prune."""
 
     views: dict[int, LayerView]
+    switch: Switch
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Add keys and values.
+
+        Raises:
+            FovealError: no hook is there to fit masks to the keys that are left; nothing was added to any layer.
+        """
+        first = self.switch.first
+        if layer_idx == 0 and self.views and (first is None or first > min(self.views)):
+            raise FovealError(
+                "this cache holds a compressed prompt: go on inside foveal.compress with methods that act no later "
+                "than those that made it, or start a new cache"
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         """Logical length of a layer: dropped tokens count."""
@@ -178,7 +216,7 @@ _classes: dict[tuple[type[Cache], tuple[int, ...]], type[Cache]] = {}
 _lock = threading.Lock()
 
 
-def with_views(cache: Cache, hooked_layers: tuple[int, ...]) -> LogicalCache:
+def with_views(cache: Cache, hooked_layers: tuple[int, ...], switch: Switch) -> LogicalCache:
     """Switch `cache` in place to a class that reports logical lengths.
 
     One class per set of hooked layers: compiled graphs are guarded on the cache's type but not on module hooks, so a
@@ -193,4 +231,5 @@ def with_views(cache: Cache, hooked_layers: tuple[int, ...]) -> LogicalCache:
     cache.__class__ = _classes[key]
     assert isinstance(cache, LogicalCache)
     cache.views = {}
+    cache.switch = switch
     return cache

@@ -22,13 +22,21 @@ from transformers import Cache
 
 from foveal.compressors.base import Compressor
 from foveal.compressors.context import AttentionInputs, TokenContext, VisualLayout
-from foveal.engine.cache import LogicalCache, held_keys, physical_length, static_length, view_of, with_views
+from foveal.engine.attributes import replaced
+from foveal.engine.cache import (
+    LogicalCache,
+    held_keys,
+    physical_length,
+    static_length,
+    switch_of,
+    view_of,
+    with_views,
+)
 from foveal.engine.deepstack import deepen, take_over
 from foveal.engine.families import Parts
 from foveal.engine.frame import Frame, StageResult, Stream
 from foveal.engine.images import Placeholders, watch_features
 from foveal.engine.masks import real_rows, translate_mask
-from foveal.engine.modules import replaced
 from foveal.engine.probe import observe_attention
 from foveal.engine.refusals import (
     check_stages,
@@ -95,6 +103,7 @@ class Hooks:
         first = self.compressors[0].layer
         self._hooked = tuple(range(first, len(parts.layers)))
         self._deepened = range(parts.deepstack if first < parts.deepstack else 0)
+        self._switch = switch_of(parts.decoder)
         self._stack = ExitStack()
         self._last: Frame | None = None
         self._last_here = threading.local()
@@ -110,6 +119,7 @@ class Hooks:
             self._replace(undo)
             for handle in self._register():
                 undo.callback(handle.remove)
+            undo.enter_context(replaced(self._switch, "first", self._hooked[0]))
             self._stack.push(undo.pop_all())
 
     def _replace(self, undo: ExitStack) -> None:
@@ -308,7 +318,7 @@ class Hooks:
         columns, uniform, past = stream.rows, stream.uniform, 0
         if cache is not None:
             refuse_cache(cache, self._backend)
-            logical = with_views(cache, self._hooked)
+            logical = with_views(cache, self._hooked, self._switch)
             view, past = stream.grow_view(logical, index, frame.length)
             logical.views[index] = view
             uniform = view.uniform

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.engine.attributes import replaced
 from foveal.engine.families import Parts
-from foveal.engine.modules import replaced
 from foveal.errors import FovealError
 
 __all__ = ["Placeholders", "watch_features"]

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveal.compressors.context import AttentionInputs
+from foveal.engine.attributes import replaced
 
 __all__ = ["observe_attention"]
 
@@ -47,12 +48,9 @@ def observe_attention(attention: nn.Module, observer: Callable[[AttentionInputs]
     original: Any = attention.config
     if _NAME not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(_NAME, _probe)
-    replaced = copy.copy(original)
-    replaced.foveal_original = original  # its backend may be changed at any time
-    replaced.foveal_observer = observer
-    replaced._attn_implementation_internal = _NAME
-    attention.config = replaced
-    try:
+    config = copy.copy(original)
+    config.foveal_original = original  # its backend may be changed at any time
+    config.foveal_observer = observer
+    config._attn_implementation_internal = _NAME
+    with replaced(attention, "config", config):
         yield
-    finally:
-        attention.config = original
