@@ -29,7 +29,7 @@ _attached: WeakKeyDictionary[nn.Module, ref[Hooks]] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage of the last prefill kept.
+    """What one stage kept in the last forward that held visual tokens (in chunked prefill, the last such chunk).
 
     Attributes:
         layer: 0-based decoder layer at whose entry tokens were dropped.
@@ -98,7 +98,10 @@ class Run:
 
     @property
     def visual_mask(self) -> Tensor | None:
-        """(batch, rows) bool naming the visual tokens of the next forward, where input_ids cannot."""
+        """(batch, rows) bool naming the visual tokens where input_ids cannot.
+
+        It holds for every forward of that many rows: set it anew, or to None, for a turn that has others.
+        """
         return self._hooks.visual_mask
 
     @visual_mask.setter

@@ -113,6 +113,10 @@ def test_the_teacher_differs_and_an_uncompressed_one_is_the_plain_model() -> Non
     assert (student - plain).abs().max() > 1e-4
 
 
+def test_a_teacher_may_keep_less_than_a_student_that_keeps_all() -> None:
+    assert_equal(llava().train(), *labelled("ragged", "left"), [foveal.DART(keep=1.0), foveal.DART(keep=0.4)])
+
+
 def test_without_a_teacher_only_the_students_answer_rows_are_computed() -> None:
     model = llava().train()
     inputs, labels = labelled("ragged", "left")
@@ -155,6 +159,12 @@ def test_the_model_is_restored() -> None:
 def test_refusals() -> None:
     model = llava()
     inputs, labels = labelled("one", "left")
+    compressed, refused = (
+        foveal.compress(model, "random", keep=4),
+        pytest.raises(foveal.FovealError, match="detach"),
+    )
+    with compressed, refused, lockstep(model, foveal.DART(keep=4), None, labels):
+        pass
     two_layers = lockstep(model, foveal.Random(keep=4), foveal.Random(keep=9, layer=3), labels)
     with pytest.raises(foveal.FovealError, match="one layer, not 3 and 2"), two_layers:
         pass

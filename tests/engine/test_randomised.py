@@ -96,6 +96,21 @@ def test_any_combination_is_exact_or_refused(case: Case) -> None:
         assert difference_of(case) < TOLERANCE
 
 
+def budget(case: Case, length: int) -> int:
+    """Tokens that the first stage should keep of an image or a clip with so many."""
+    keep, frames = case.methods[0].keep, case.frames if case.methods[0].per_frame else 1
+    shares = [length // frames] * (frames - 1)
+    shares.append(length - sum(shares))  # a newline belongs to the last frame
+    return sum(keep if isinstance(keep, int) else max(1, int(keep * share + 0.5)) for share in shares)
+
+
+def kept_of_clips(case: Case, stage: foveal.Stage, lengths: list[int]) -> list[int]:
+    """Tokens kept of each image or clip."""
+    counts = [len(kept) for kept in stage.kept_in_image]
+    frames = len(counts) // len(lengths)
+    return [sum(counts[clip * frames :][:frames]) for clip in range(len(lengths))]
+
+
 def difference_of(case: Case) -> float:
     """The largest difference from the oracle."""
     family, model = FAMILIES[case.family], families.model(case.family, attention=case.attention)
@@ -104,10 +119,13 @@ def difference_of(case: Case) -> float:
     run = foveal.attach(model, case.methods)
     try:
         if case.mode == "prefill":
-            return compare_prefill(case.family, model, inputs, run)
+            return compare_prefill(case.family, model, inputs, run)  # keeps the budget, as the other modes do
         torch.manual_seed(case.seed)
         out, steps = generate(model, inputs, max_new_tokens=4, **GENERATE[case.mode])
         stages = run.stages
+        if case.mode in ("greedy", "static cache"):
+            lengths = families.image_lengths(case.family, case.images, case.frames)
+            assert kept_of_clips(case, stages[0], lengths) == [budget(case, length) for length in lengths]
         if case.mode in ("greedy", "static cache"):
             hidden = hidden_by(run, families.visual(case.family, inputs))
     finally:

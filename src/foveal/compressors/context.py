@@ -109,9 +109,11 @@ class AttentionInputs:
     def _masked(self, scores: Tensor, query_index: Tensor, past: int) -> Tensor:
         """Close the keys that the query may not see."""
         mask = self.mask
-        if mask is None:
+        if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
             column = torch.arange(scores.shape[-1], device=scores.device)
-            return scores.masked_fill(column > (query_index + past)[:, None, None], float("-inf"))
+            scores = scores.masked_fill(column > (query_index + past)[:, None, None], float("-inf"))
+        if mask is None:
+            return scores
         if isinstance(mask, BlockMask):
             sample = torch.arange(len(scores), device=scores.device)[:, None]
             column = torch.arange(scores.shape[-1], device=scores.device)[None]

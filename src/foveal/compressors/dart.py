@@ -12,6 +12,7 @@ from torch.nn import functional
 from foveal.compressors.base import Compressor, MethodCard
 from foveal.compressors.context import AttentionInputs, Selection, TokenContext
 from foveal.compressors.selection import least_similar_to_pivots, split_evenly, top_per_row
+from foveal.errors import FovealError
 
 __all__ = ["DART"]
 
@@ -44,6 +45,13 @@ class DART(Compressor):
         needs="layer >= 1",
         weak="ignores the question except through its pivots",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_pivots < 1 or self.text_pivots < 0:
+            raise FovealError(
+                f"image_pivots={self.image_pivots} must be at least 1 and text_pivots={self.text_pivots} at least 0"
+            )
 
     def observe(self, attention: AttentionInputs, prompt: Tensor) -> Tensor:
         """(batch, rows) L1 norm of each row's key over all heads."""

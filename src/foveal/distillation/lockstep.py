@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from foveal.compression import attached
 from foveal.compressors import Compressor, TokenContext
 from foveal.engine.deepstack import deepen
 from foveal.engine.families import Parts, find_parts
@@ -49,6 +50,8 @@ def lockstep(
         raise FovealError(
             f"teacher and student must act at one layer, not {teacher.layer} and {student.layer}"
         )
+    if attached(model):
+        raise FovealError("this model is compressed already: call foveal.detach(model) before training it")
     parts = find_parts(model)
     hooks = _LockstepHooks(parts, student, teacher, labels)
     hooks.install()
@@ -86,7 +89,7 @@ class _LockstepHooks(Hooks):
     def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         student = super()._before_layer(index, layer, args, kwargs)
         frame = current_frame()
-        if frame is not None and frame.teacher is not None and frame.student is not None:
+        if frame is not None and frame.teacher is not None and _apart(frame):
             self._advance_teacher(frame, frame.teacher, index, layer, args[1:], kwargs)
         return student
 
@@ -115,7 +118,7 @@ class _LockstepHooks(Hooks):
     def _teacher_rows(self, student: Tensor, answers: tuple[Tensor, ...]) -> Tensor:
         """(answers, width) the teacher's final hidden states; the student's own where nothing was dropped."""
         frame = current_frame()
-        if frame is None or frame.student is None or frame.teacher is None:
+        if frame is None or frame.teacher is None or not _apart(frame):
             return student.detach()
         assert frame.teacher_hidden is not None
         norm = cast(nn.Module, self.parts.decoder.norm)
@@ -124,6 +127,11 @@ class _LockstepHooks(Hooks):
         frame.teacher.memo.clear()
         frame.teacher_hidden = None
         return hidden[answers]
+
+
+def _apart(frame: Frame) -> bool:
+    """Whether teacher and student see different rows; where neither dropped any, they are one computation."""
+    return frame.student is not None or frame.teacher is not frame.whole
 
 
 @contextmanager

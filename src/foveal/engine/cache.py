@@ -222,14 +222,15 @@ def with_views(cache: Cache, hooked_layers: tuple[int, ...], switch: Switch) -> 
     One class per set of hooked layers: compiled graphs are guarded on the cache's type but not on module hooks, so a
     graph made with other hooks can never be reused for this cache.
     """
-    if isinstance(cache, LogicalCache):
-        return cache
-    key = (type(cache), hooked_layers)
+    original = type(cache).__bases__[1] if isinstance(cache, LogicalCache) else type(cache)
+    key = (original, hooked_layers)
     with _lock:
         if key not in _classes:
-            _classes[key] = type(f"Logical{type(cache).__name__}", (LogicalCache, type(cache)), {})
+            _classes[key] = type(f"Logical{original.__name__}", (LogicalCache, original), {})
+    new = not isinstance(cache, LogicalCache)
     cache.__class__ = _classes[key]
     assert isinstance(cache, LogicalCache)
-    cache.views = {}
+    if new:
+        cache.views = {}
     cache.switch = switch
     return cache

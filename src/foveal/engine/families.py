@@ -55,7 +55,9 @@ _IDEFICS = Family(tower="vision_model", projector="connector", decoder="text_mod
 
 FAMILIES: dict[str, Family] = {
     "gemma3": _LLAVA,
-    "gemma4": Family(tower="vision_tower", projector="embed_vision"),
+    "gemma4": Family(
+        tower="vision_tower", projector="embed_vision", broken=frozenset({"video"}), frames="runs"
+    ),
     "idefics3": _IDEFICS,
     "internvl": Family(tower="vision_tower", projector="multi_modal_projector", tiles=True),
     "llava": _LLAVA,
@@ -155,10 +157,17 @@ def find_parts(model: nn.Module) -> Parts:
         top=top,
         base=top.base_model,
         decoder=_decoder(top),
-        family=FAMILIES.get(config.model_type, _LLAVA),
+        family=_family(config),
         placeholders=placeholders,
         deepstack=len(getattr(vision, "deepstack_visual_indexes", None) or ()),
     )
+
+
+def _family(config: Any) -> Family:
+    """The family's entry; what is unknown follows the common path."""
+    if getattr(getattr(config, "vision_config", None), "model_type", None) == "pixtral":
+        return FAMILIES["mistral3"]  # Pixtral-12B calls itself a LLaVA
+    return FAMILIES.get(config.model_type, _LLAVA)
 
 
 def _refuse_family(config: Any) -> None:

@@ -85,24 +85,25 @@ class Stream:
         self,
         kwargs: dict[str, Any],
         *,
+        view: LayerView | None,
         columns: Tensor,
         uniform: bool,
         past: int,
         length: int,
         attention: str,
     ) -> dict[str, Any]:
-        """A layer's keyword arguments with the rows of this stream and the key columns gathered."""
+        """A layer's keyword arguments with the rows of this stream, and the key columns of its view, gathered."""
         kwargs = dict(kwargs)
         for name, dim, batch_dim in (("position_embeddings", -2, -3), ("position_ids", -1, -2)):
             if kwargs.get(name) is not None:
                 kwargs[name] = self._gathered(kwargs[name], dim, batch_dim)
         mask = kwargs.get("attention_mask")
-        key = (id(mask), columns.shape[1])
+        key = (id(mask), id(view), columns.shape[1])
         if key not in self.memo:
             translated = translate_mask(
                 mask, self.rows, columns, uniform=uniform, past=past, length=length, attention=attention
             )
-            self.memo[key] = (mask, translated)
+            self.memo[key] = ((mask, view), translated)
         kwargs["attention_mask"] = self.memo[key][1]
         return kwargs
 
@@ -178,7 +179,7 @@ class Frame:
 
     @classmethod
     def of(cls, numbers: Tensor, real: Tensor, labels: Tensor | None, asked: int = 1) -> Frame | None:
-        """Describe a forward, None if it holds no visual token. The one place that waits for the device.
+        """Describe a forward, None if it holds no visual token. Where an image prefill waits for the device.
 
         Args:
             numbers: (batch, rows) image number of each row, -1 for text.
@@ -187,24 +188,22 @@ class Frame:
             asked: the last rows whose logits the caller asked for; 0 for all.
 
         Raises:
-            FovealError: the only logits asked for are those of a visual token, which may be dropped.
+            FovealError: logits are asked for of a visual token, which may be dropped, or of padding.
         """
         visual = (numbers >= 0) & real
         per_token = numbers[visual]
         if not per_token.numel():
             return None
         lengths = per_token.bincount()
+        seen = lengths > 0  # an image may be masked out whole
+        numbers = (seen.cumsum(0) - 1)[numbers.clamp(min=0)]
+        lengths = lengths[seen]
         first = lengths.cumsum(0) - lengths
         samples = visual.nonzero()[:, 0][first]
         text = real & ~visual
-        ends = visual[:, -asked:].any() if asked else visual.new_zeros(())
-        facts = (lengths, samples, text.sum(dim=1), ends)
-        lengths_host, samples_host, text_host, ends_on_image = (x.tolist() for x in facts)
-        if ends_on_image:
-            raise FovealError(
-                "the last row is a visual token, which may be dropped, so nothing would predict the next token: end "
-                "the prompt with text, and in chunked prefill choose a prefill_chunk_size that cuts no image"
-            )
+        facts = (lengths, samples, text.sum(dim=1), _last_rows(visual, real, asked))
+        lengths_host, samples_host, text_host, ends = (x.tolist() for x in facts)
+        _refuse_ends(*ends)
         batch, rows = visual.shape
         whole = Stream(
             rows=torch.arange(rows, device=visual.device).expand(batch, -1),
@@ -220,7 +219,9 @@ class Frame:
         """The rows of the embeddings, then those behind each of the `depth` layers."""
         found = [self.whole] * (depth + 1)
         for stage in self.stages:
-            found[stage.layer + 1 :] = [stage.stream] * (depth - stage.layer)
+            # The library notes what enters layer 0 behind the engine's hook.
+            start = stage.layer + 1 if stage.layer else 0
+            found[start:] = [stage.stream] * (depth + 1 - start)
         return found
 
     def release(self) -> None:
@@ -236,6 +237,28 @@ class Frame:
         for sample, length in zip(self.image_samples, lengths, strict=True):
             counts[sample] += length
         return tuple(counts)
+
+
+def _last_rows(visual: Tensor, real: Tensor, asked: int) -> Tensor:
+    """(2,) bool: whether logits are asked for of a visual token, and of padding behind a sample."""
+    if not asked:
+        return visual.new_zeros(2)
+    padding = ~real[:, -asked:] & real.any(dim=1, keepdim=True)
+    return torch.stack([visual[:, -asked:].any(), padding.any()])
+
+
+def _refuse_ends(on_image: bool, on_padding: bool) -> None:
+    """Nothing would predict the next token."""
+    if on_image:
+        raise FovealError(
+            "the last row is a visual token, which may be dropped, so nothing would predict the next token: end the "
+            "prompt with text, and in chunked prefill choose a prefill_chunk_size that cuts no image"
+        )
+    if on_padding:
+        raise FovealError(
+            "a sample ends with padding, where its next token is asked for: pad on the left "
+            "(processor.tokenizer.padding_side = 'left')"
+        )
 
 
 def _prompt(real: Tensor, labels: Tensor | None, asked: int) -> Tensor:

@@ -44,8 +44,10 @@ from foveal.engine.refusals import (
     refuse_cache,
     refuse_lost_labels,
     refuse_old_checkpointing,
+    refuse_packing,
     refuse_unknown_arguments,
     refuse_window,
+    refuse_wrong_counts,
 )
 from foveal.engine.rows import restore, take
 from foveal.errors import FovealError
@@ -130,8 +132,9 @@ class Hooks:
             if compressor.observes():
                 observer = partial(self._observe, compressor)
                 undo.enter_context(observe_attention(self.parts.attention(compressor.layer - 1), observer))
-        # Some wrappers (older PEFT) call the forward and not the module, past its hooks.
-        undo.enter_context(replaced(top, "forward", self._noting(top.forward)))
+        if top is not self.parts.base:
+            # Some wrappers (older PEFT) call the forward and not the module, past its hooks.
+            undo.enter_context(replaced(top, "forward", self._noting(top.forward)))
         # torch.compile guards on a forward of the module's own, but not on hooks.
         undo.enter_context(replaced(first, "forward", _passing(first.forward)))
 
@@ -142,6 +145,7 @@ class Hooks:
             parts.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
             parts.decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
         ]
+        # Keys are counted behind the hook that may drop some.
         before = [(index, partial(self._before_layer, index)) for index in self._hooked]
         observed = [compressor.layer - 1 for compressor in self.compressors if compressor.observes()]
         before += [(index, partial(self._count_keys, index)) for index in observed]
@@ -164,23 +168,25 @@ class Hooks:
     def _noting(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(forward)  # Trainer and generate read the signature
         def noting(*args: Any, **kwargs: Any) -> Any:
-            self._before_top(args, kwargs)
-            return forward(*args, **kwargs)
+            if _is_decode_step(_source(args, kwargs), kwargs):
+                return forward(*args, **kwargs)
+            outer = _call.get(), _frame.get()  # of a model that is running around this one
+            asked = kwargs.get("logits_to_keep", 0)
+            _call.set(_Call(self._labels_of(kwargs), asked if isinstance(asked, int) else 0))
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                _call.set(outer[0])
+                _frame.set(outer[1])
 
         return noting
-
-    def _before_top(self, args: Any, kwargs: dict[str, Any]) -> None:
-        if _is_decode_step(_source(args, kwargs), kwargs):
-            return
-        refuse_attention_maps(kwargs, self.parts.decoder.config)
-        asked = kwargs.get("logits_to_keep", 0)
-        _call.set(_Call(self._labels_of(kwargs), asked if isinstance(asked, int) else 0))
 
     def _labels_of(self, kwargs: dict[str, Any]) -> Tensor | None:
         """The labels that the model was called with."""
         return kwargs.get("labels")
 
     def _before_base(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        refuse_attention_maps(kwargs, self.parts.decoder.config)
         source = _source(args, kwargs)
         if _is_decode_step(source, kwargs):
             return
@@ -192,9 +198,9 @@ class Hooks:
         _call.set(call)
         if source is None:
             return
-        call.placeholders = self._placeholders(args, kwargs, source)
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
+        call.placeholders = self._placeholders(args, kwargs, source)
         call.real = real_rows(kwargs.get("attention_mask"), source, past)
 
     def _placeholders(self, args: Any, kwargs: dict[str, Any], source: Tensor) -> Placeholders:
@@ -210,7 +216,9 @@ class Hooks:
             return None
         call = _call.get()
         _call.set(None)
-        frame = None if call is None else self._describe(call, kwargs.get("position_ids"))
+        positions = kwargs.get("position_ids")
+        refuse_packing(self._backend, kwargs.get("attention_mask"), positions)
+        frame = None if call is None else self._describe(call, positions)
         _frame.set(frame)
         if frame is None:
             return None
@@ -234,7 +242,9 @@ class Hooks:
         output.last_hidden_state = restore(output.last_hidden_state, frame.student.rows, frame.length)
         if output.get("hidden_states") is not None:
             output.hidden_states = tuple(
-                hidden if stream is frame.whole else restore(hidden, stream.rows, frame.length)
+                hidden
+                if hidden is None or stream is frame.whole
+                else restore(hidden, stream.rows, frame.length)
                 for hidden, stream in zip(
                     output.hidden_states, frame.streams(len(self.parts.layers)), strict=True
                 )
@@ -315,7 +325,7 @@ class Hooks:
         """The layer's arguments for a stream whose rows were dropped, its cache view brought up to date."""
         cache: Cache | None = kwargs.get("past_key_values")
         refuse_window(self._backend, self.parts.decoder.config, index)
-        columns, uniform, past = stream.rows, stream.uniform, 0
+        view, columns, uniform, past = None, stream.rows, stream.uniform, 0
         if cache is not None:
             refuse_cache(cache, self._backend)
             logical = with_views(cache, self._hooked, self._switch)
@@ -327,7 +337,13 @@ class Hooks:
                 visible = held_keys(logical, index) + stream.rows.shape[1]
                 columns = columns[:, columns.shape[1] - min(visible, columns.shape[1]) :]
         return stream.translate(
-            kwargs, columns=columns, uniform=uniform, past=past, length=frame.length, attention=self._backend
+            kwargs,
+            view=view,
+            columns=columns,
+            uniform=uniform,
+            past=past,
+            length=frame.length,
+            attention=self._backend,
         )
 
     def _continue_cache(self, index: int, hidden: Tensor, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -392,6 +408,7 @@ def decide(
         selection = compressor.select(context)
     layout, stream = context.layout, frame.current
     counts = selection.counts or tuple(selection.kept.sum(dim=1).tolist())
+    refuse_wrong_counts(compressor, selection, counts)
     if counts == stream.lengths:
         return StageResult(compressor.layer, past, stream, selection, layout), None
     chosen = layout.scatter(selection.kept & layout.valid, stream.text.shape)

@@ -24,7 +24,7 @@ __all__ = ["Placeholders", "watch_features"]
 
 _watched: ContextVar[dict[str, list[int]] | None] = ContextVar("foveal_watched", default=None)
 # Images that generate encoded for the prompt whose forward is about to come.
-_encoded: ContextVar[dict[str, int] | None] = ContextVar("foveal_encoded", default=None)
+_encoded: ContextVar[dict[str, list[int]] | None] = ContextVar("foveal_encoded", default=None)
 
 
 @dataclass
@@ -62,7 +62,8 @@ class Placeholders:
         for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
             if output is not None:
                 found.lengths[modality] = _lengths(output)
-                _refuse_merged(parts, modality, output, found.lengths[modality])
+                if len(found.lengths[modality]) == 1 and getattr(output, "last_hidden_state", None) is None:
+                    _refuse_merged(parts, modality, found.rows[modality])
         if kwargs.get("image_hidden_states") is not None:
             found.lengths["image"] = _lengths(kwargs["image_hidden_states"])
         _watched.set(found.lengths)
@@ -116,11 +117,14 @@ def watch_features(base: nn.Module) -> Iterator[None]:
 def _watching(function: Callable[..., Any], modality: str) -> Callable[..., Any]:
     @wraps(function)  # generate reads the signature
     def watching(*args: Any, **kwargs: Any) -> Any:
-        output = function(*args, **kwargs)
         watched = _watched.get()
+        known = dict(watched or {})
+        output = function(*args, **kwargs)
         if watched is not None:
-            watched[modality] = _lengths(output)
-        _encoded.set({**(_encoded.get() or {}), modality: len(_lengths(output))})
+            # Encoding a video may call the function for images, which noted something else.
+            watched.clear()
+            watched.update(known, **{modality: _lengths(output)})
+        _encoded.set({**(_encoded.get() or {}), modality: _lengths(output)})
         return output
 
     return watching
@@ -134,13 +138,17 @@ def _lengths(output: Any) -> list[int]:
     return [feature.numel() // feature.shape[-1] for feature in features]
 
 
-def _refuse_merged(parts: Parts, modality: str, output: Any, lengths: list[int]) -> None:
-    """Chunked prefill hands over one piece for all images of a chunk."""
-    several = (_encoded.get() or {}).get(modality, 1) > 1
-    piece = len(lengths) == 1 and getattr(output, "last_hidden_state", None) is None
-    if modality in parts.family.broken and several and piece:
+def _refuse_merged(parts: Parts, modality: str, rows: Tensor) -> None:
+    """Chunked prefill hands over one piece for all images of a chunk: tell them apart by their runs, or refuse."""
+    encoded = (_encoded.get() or {}).get(modality, [])
+    if len(encoded) < 2 or parts.family.tiles:
+        return
+    run = _run_starts(rows).flatten().cumsum(0)[rows.flatten()]
+    runs = run.bincount()[1:].tolist()
+    merged = any(length not in encoded and length > min(encoded) for length in runs)
+    if merged or modality in parts.family.broken:
         raise FovealError(
-            f"chunked prefill does not tell where one {modality} of this family ends and the next begins: pass "
+            f"chunked prefill does not tell where one {modality} ends and the next begins: pass "
             "prefill_chunk_size=None"
         )
 
@@ -176,4 +184,6 @@ def _frame_starts(parts: Parts, rows: Tensor, clips: Tensor, positions: Tensor |
         since = index - (tokens.cumsum(0) - tokens)[clip]
         starts = (since % length == 0) & (since + length <= tokens[clip])
         return rows & starts.view_as(rows)
-    return clips
+    raise FovealError(
+        "per_frame=True needs frames that can be told apart: not in this family, or not with position_ids of one axis"
+    )

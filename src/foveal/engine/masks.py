@@ -122,5 +122,5 @@ def real_rows(mask: Any, source: Tensor, past: int) -> Tensor:
         return real
     # Prepared 4-D masks: padding may not even see itself. Those of sliding windows start at a later column.
     own = mask[:, 0].diagonal(min(past, mask.shape[-1] - rows), -2, -1)
-    real = own if own.dtype == torch.bool else own == 0
+    real = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
     return real.expand(batch, rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from foveal.compressors.base import Compressor
+from foveal.compressors.context import Selection
 from foveal.engine.frame import Frame
 from foveal.engine.rows import restore
 from foveal.errors import FovealError
@@ -22,8 +23,10 @@ __all__ = [
     "refuse_cache",
     "refuse_lost_labels",
     "refuse_old_checkpointing",
+    "refuse_packing",
     "refuse_unknown_arguments",
     "refuse_window",
+    "refuse_wrong_counts",
 ]
 
 _KNOWN = frozenset(
@@ -78,6 +81,25 @@ def refuse_unknown_arguments(args: Sequence[Any], kwargs: dict[str, Any], rows: 
             raise FovealError(
                 f"decoder layers of this model take {name!r} along the sequence, which is not supported"
             )
+
+
+def refuse_packing(attention: str, mask: Any, positions: Tensor | None) -> None:
+    """Without a mask, flash backends read positions that start again as another sample."""
+    flash = "flash" in attention and mask is None and positions is not None and positions.ndim == 2
+    if flash and bool((cast(Tensor, positions).diff(dim=1) < 0).any()):
+        raise FovealError(
+            "packed sequences (position_ids that start again) cannot be compressed: pass one sample per row with "
+            "padding"
+        )
+
+
+def refuse_wrong_counts(compressor: Compressor, selection: Selection, counts: tuple[int, ...]) -> None:
+    """Rows are gathered by counts known on the host; where it costs no wait, make sure that they are true."""
+    if selection.kept.is_cpu and selection.kept.sum(dim=1).tolist() != list(counts):
+        raise FovealError(
+            f"{type(compressor).__name__} marks {selection.kept.sum(dim=1).tolist()} tokens as kept but counts "
+            f"{list(counts)}: leave counts out of the Selection, or make them agree"
+        )
 
 
 def refuse_old_checkpointing(layer: nn.Module) -> None:
