@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -148,6 +149,65 @@ def test_a_lora_model_is_compressed_in_generate_too() -> None:
     assert len(run.kept[0]) == 4
 
 
+def test_attaching_to_the_base_model_compresses_too() -> None:
+    model, inputs = llava(), batch([1], [9])
+    with foveal.compress(model, foveal.DART(keep=4)):
+        expected = model(**inputs).logits
+    with foveal.compress(model.model, foveal.DART(keep=4)) as run:
+        assert torch.equal(model(**inputs).logits, expected)
+    assert len(run.kept[0]) == 4
+
+
+def test_a_compressed_model_may_run_inside_another() -> None:
+    model, judge = llava(), llava()
+    inputs, others = batch([1], [9]), batch([1, 2], [6, 7], seed=4)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Judged(foveal.Compressor):
+        def score(self, context: foveal.TokenContext) -> Tensor:
+            judge(**others)
+            return context.layout.gather(context.hidden)[..., 0]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Alone(foveal.Compressor):
+        def score(self, context: foveal.TokenContext) -> Tensor:
+            return context.layout.gather(context.hidden)[..., 0]
+
+    with foveal.compress(model, Alone(keep=4)):
+        expected = model(**inputs).logits
+    with foveal.compress(model, Judged(keep=4)), foveal.compress(judge, "dart", keep=5):
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_a_failed_forward_says_nothing_about_the_next_call_of_the_decoder() -> None:
+    model, inputs = llava(), batch([1], [9])
+    embeds = torch.randn(1, inputs["input_ids"].shape[1], 32, dtype=torch.float64)
+    plain = model.get_decoder()(inputs_embeds=embeds).last_hidden_state
+    with foveal.compress(model, "dart", keep=4):
+        with pytest.raises(ValueError, match="do not match"):
+            model(**{**inputs, "pixel_values": inputs["pixel_values"].repeat(2, 1, 1, 1)})
+        assert torch.equal(model.get_decoder()(inputs_embeds=embeds).last_hidden_state, plain)
+
+
+def test_an_image_that_is_masked_out_does_not_count() -> None:
+    model, inputs = llava(), batch([2], [9])
+    first = (inputs["input_ids"][0] == IMAGE).nonzero()[:TOKENS, 0]
+    inputs["attention_mask"][0, first] = 0
+    with foveal.compress(model, foveal.Random(keep=3)) as run:
+        model(**inputs)
+    assert [len(kept) for kept in run.stages[0].kept_in_image] == [3]
+    assert run.kept[0].min() > first.max()
+
+
+def test_a_mask_with_a_bias_on_its_diagonal_marks_no_padding() -> None:
+    model, inputs = llava(attention="eager"), batch([1], [9])
+    rows = inputs["input_ids"].shape[1]
+    mask = torch.full((rows, rows), torch.finfo(torch.float64).min, dtype=torch.float64).triu(1) - 0.25
+    with foveal.compress(model, foveal.Random(keep=3)) as run:
+        model(**{**inputs, "attention_mask": mask[None, None]})
+    assert len(run.kept[0]) == 3
+
+
 def test_interleaved_caches_do_not_disturb_each_other() -> None:
     model = llava()
     first, second = batch([1], [9]), batch([1, 1], [4, 6], seed=3)
@@ -268,6 +328,7 @@ def test_answers_do_not_choose_the_tokens() -> None:
         (lambda: foveal.DART(keep=1.5), r"fraction must be in \(0, 1\]"),
         (lambda: foveal.DART(keep=True), "no number"),
         (lambda: foveal.FastV(keep=4, layer=0), "layer=0 is too low for FastV"),
+        (lambda: foveal.DART(keep=4, image_pivots=0), "image_pivots=0 must be at least 1"),
         (lambda: foveal.Random(keep=4, layer=-1), "layer=-1 is too low"),
         (lambda: foveal.get("fastvv", keep=4), "unknown method 'fastvv': choose one of dart, fastv, random"),
         (lambda: foveal.get("dart", keep=4, ratio=2), "unexpected keyword argument 'ratio'"),

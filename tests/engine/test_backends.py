@@ -131,6 +131,32 @@ def test_flash_counts_windows_over_kept_tokens_and_is_refused(family: str, flash
     support(family, "flash (2-D masks)", None)
 
 
+def test_packed_samples_are_refused(flash: str) -> None:
+    model, inputs = families.model("llava"), families.batch("llava", [1], [9])
+    rows = inputs.pop("attention_mask").shape[1]
+    inputs["position_ids"] = torch.cat([torch.arange(rows - 4), torch.arange(4)])[None]
+    with (
+        backend(model, flash),
+        foveal.compress(model, METHODS[0]),
+        pytest.raises(foveal.FovealError, match="packed sequences"),
+    ):
+        model(**inputs)
+
+
+def test_answers_do_not_choose_the_tokens_under_flash(flash: str) -> None:
+    model, inputs = families.model("llava"), families.batch("llava", [1, 1], [12, 9])
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -4:] = 1
+    other = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    other["input_ids"][:, -4:] = other["input_ids"][:, -4:].flip(1)
+    kept = []
+    with backend(model, flash), foveal.compress(model, foveal.FastV(keep=4)) as run:
+        for each in (inputs, other):
+            model(**each, labels=labels)
+            kept.append(run.stages[0].scores)
+    assert all(torch.equal(*pair) for pair in zip(*kept, strict=True))
+
+
 def test_flash_with_a_static_cache_is_refused(flash: str) -> None:
     model, inputs = families.model("llava"), families.batch("llava", [1], [9])
     with (

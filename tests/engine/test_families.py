@@ -10,7 +10,7 @@ import torch
 import foveal
 from support import families
 from support.exactness import TOLERANCE, compare_decode, compare_prefill, generate, hidden_by
-from support.families import FAMILIES, PAIRS, VIDEO_PAIRS, Sample
+from support.families import FAMILIES, IMAGE, PAIRS, VIDEO_PAIRS, Sample
 
 pytestmark = pytest.mark.usefixtures("exact_softmax", "inference")
 
@@ -98,6 +98,9 @@ def test_an_image_and_a_video_in_one_sample(family: str, attention: str, method:
         model(**inputs)
         kept = [len(kept) for kept in run.stages[0].kept_in_image]
     assert kept == [2] * 6  # an image, three frames, two images
+    with foveal.compress(model, method(keep=2)) as run:
+        model(**inputs)
+        assert counts(run) == [2] * 4
 
 
 @pytest.mark.parametrize("name", BATCHES)
@@ -137,6 +140,35 @@ def test_the_budget_holds_for_each_clip_or_each_frame(family: str, attention: st
         assert counts(run) == [2] * frames * len(clips)
     lengths = [len(scores) for scores in run.stages[0].scores or []]
     assert [sum(lengths[clip * frames :][:frames]) for clip in range(len(clips))] == clips
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "paligemma"])
+def test_images_side_by_side_are_told_apart(family: str) -> None:
+    case, model = FAMILIES[family], families.model(family, attention="eager")
+    sample = case.samples([2], [9])[0]
+    marks = [token == IMAGE for token in sample.ids]
+    gap = marks.index(False, marks.index(True))
+    ids = sample.ids if case.images_first else [*sample.ids[:gap], *sample.ids[gap + 1 :]]
+    inputs = case.collate([Sample(ids, sample.pictures), *case.samples([1], [7], seed=3)])
+    method = foveal.FastV(keep=0.5)
+    assert difference(family, model, inputs, method) < TOLERANCE
+    with foveal.compress(model, method) as run:
+        model(**inputs)
+        assert counts(run) == halves(
+            [*families.image_lengths(family, [2]), *families.image_lengths(family, [1])]
+        )
+
+
+def test_pixtral_as_a_llava_reads_rows_as_one_image() -> None:
+    case, model = FAMILIES["mistral3"], families.model("mistral3")
+    inputs = case.inputs([2], [9])
+    model.config.model_type = "llava"
+    try:
+        with foveal.compress(model, foveal.Random(keep=3)) as run:
+            model(**inputs)
+    finally:
+        del model.config.model_type
+    assert counts(run) == [3, 3]
 
 
 def counts(run: foveal.Run) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -150,6 +151,38 @@ def test_a_prompt_that_ends_with_an_image() -> None:
             model.generate(**inputs, max_new_tokens=2)
         model(**inputs)  # nobody asked for the next token: a prefix to build on
     assert len(run.kept[0]) == 4
+
+
+def test_a_next_token_behind_right_padding() -> None:
+    model, inputs = tiny.llava(), tiny.batch([1, 1], [9, 5], "right")
+    with foveal.compress(model, foveal.Random(keep=4)):
+        model(**inputs)
+        with pytest.raises(foveal.FovealError, match="a sample ends with padding, where its next token"):
+            model(**inputs, logits_to_keep=1)
+
+
+def test_frames_that_cannot_be_told_apart() -> None:
+    model, inputs = families.model("qwen2_vl"), families.video_batch("qwen2_vl", [1], [9])
+    inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1])[None]
+    with (
+        foveal.compress(model, foveal.Random(keep=2, per_frame=True)),
+        pytest.raises(foveal.FovealError, match="per_frame=True needs frames that can be told apart"),
+    ):
+        model(**inputs)
+
+
+def test_a_method_that_miscounts() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Miscounting(foveal.Compressor):
+        def select(self, context: foveal.TokenContext) -> foveal.Selection:
+            return foveal.Selection(kept=context.layout.valid, counts=(4,))
+
+    model, inputs = tiny.llava(), tiny.batch([1], [9])
+    with (
+        foveal.compress(model, Miscounting(keep=4)),
+        pytest.raises(foveal.FovealError, match=r"Miscounting marks \[36\] tokens as kept but counts \[4\]"),
+    ):
+        model(**inputs)
 
 
 def test_placeholders_without_features_are_text() -> None:
