@@ -11,6 +11,7 @@ from torch import Tensor
 import foveal
 from foveal.distillation import cross_entropy, forward_kl, lockstep
 from support import families
+from support.library import since_5_23
 from support.tiny import IMAGE, batch, llava
 
 pytestmark = pytest.mark.usefixtures("exact_softmax")
@@ -85,7 +86,17 @@ def test_lockstep_equals_two_forwards(method: str, layer: int, name: str, side: 
 
 
 @pytest.mark.parametrize(("method", "layer"), [("random", 0), ("fastv", 1), ("dart", 2)])
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4", "internvl", "mistral3"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "qwen2_5_vl",
+        "qwen3_vl",
+        pytest.param("gemma3", marks=since_5_23),  # it rounds logits to float32 where there are labels
+        "gemma4",
+        "internvl",
+        "mistral3",
+    ],
+)
 def test_other_families_deepstack_included(family: str, method: str, layer: int) -> None:
     model = families.FAMILIES[family].build(4, "sdpa").train()
     inputs = families.batch(family, *BATCHES["ragged"])
@@ -93,6 +104,7 @@ def test_other_families_deepstack_included(family: str, method: str, layer: int)
     assert_equal(model, inputs, last_words(inputs), methods)
 
 
+@since_5_23
 # The checkpointed layers of the vision tower get pixels, which never need a gradient.
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("checkpointing", [{"use_reentrant": False}, {"use_reentrant": True}])

@@ -16,6 +16,7 @@ import foveal
 from support import families
 from support.exactness import TOLERANCE, compare_alone, compare_decode, generate, hidden_by, longer, oracle
 from support.families import FAMILIES, IMAGE, SLIDING, VOCABULARY, FamilyCase, Sample
+from support.library import OLD, since_5_23
 from support.oracle import dropped_columns, hidden_columns
 
 pytestmark = pytest.mark.usefixtures("exact_softmax", "inference")
@@ -49,41 +50,64 @@ def every_family(mode: str = "") -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("family", "attention"), pairs)
 
 
+def check(mode: str, difference: Any, family: str, attention: str, method: Any, support: Any) -> None:
+    """Compare with the oracle, and note the cell."""
+    case = FAMILIES[family]
+    if OLD and plain_fails(difference, family, attention):
+        pytest.skip("the plain model cannot in this version of the library")
+    worst = difference(case, attention, method)
+    support(family, mode, worst)
+    assert worst < TOLERANCE
+
+
+@cache
+def plain_fails(difference: Any, family: str, attention: str) -> bool:
+    """Whether the uncompressed model does not reach its own forward without cache."""
+    try:
+        return bool(difference(FAMILIES[family], attention, None) > TOLERANCE)
+    except (AssertionError, AttributeError, IndexError, RuntimeError, StopIteration, ValueError):
+        return True
+
+
 @EVERY_METHOD
 @every_family()
 def test_sampling_with_return_sequences(
     family: str, attention: str, method: foveal.Compressor, support: Any
 ) -> None:
-    case, model = FAMILIES[family], families.model(family, attention=attention)
-    samples = case.samples(*RAGGED)
+    check("sampling", sampling, family, attention, method, support)
+
+
+def sampling(case: FamilyCase, attention: str, method: foveal.Compressor | None) -> float:
+    model, samples = families.model(case.name, attention=attention), case.samples(*RAGGED)
     torch.manual_seed(1)
-    with foveal.compress(model, method) as run:
+    with maybe_compress(model, method) as run:
         out, steps = generate(model, case.collate(samples), do_sample=True, num_return_sequences=2)
     assert not torch.equal(out.sequences[0], out.sequences[1])
-    worst = max(
-        compare_alone(case, model, samples[row // 2], out.sequences[row], steps[row], run.stages, row)
+    stages = run.stages if run else []
+    return max(
+        compare_alone(case, model, samples[row // 2], out.sequences[row], steps[row], stages, row)
         for row in range(4)
     )
-    support(family, "sampling", worst)
-    assert worst < TOLERANCE
 
 
 @EVERY_METHOD
 @every_family()
 def test_beams(family: str, attention: str, method: foveal.Compressor, support: Any) -> None:
-    case, model = FAMILIES[family], families.model(family, attention=attention)
-    samples = case.samples(*RAGGED)
+    check("beams", beams, family, attention, method, support)
+
+
+def beams(case: FamilyCase, attention: str, method: foveal.Compressor | None) -> float:
+    model, samples = families.model(case.name, attention=attention), case.samples(*RAGGED)
     options = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.0, "output_scores": True}
-    with foveal.compress(model, method) as run:
+    with maybe_compress(model, method) as run:
         out, steps = generate(model, case.collate(samples), **options)
-    worst = 0.0
-    for row, (tokens, beams) in enumerate(zip(out.sequences, out.beam_indices, strict=True)):
-        ancestors = beams[beams >= 0]
+    worst, stages = 0.0, run.stages if run else []
+    for row, (tokens, indices) in enumerate(zip(out.sequences, out.beam_indices, strict=True)):
+        ancestors = indices[indices >= 0]
         logits = steps[ancestors, torch.arange(len(ancestors))]
-        sample = samples[row // 2]
-        worst = max(worst, compare_alone(case, model, sample, tokens, logits, run.stages, int(ancestors[0])))
-    support(family, "beams", worst)
-    assert worst < TOLERANCE
+        difference = compare_alone(case, model, samples[row // 2], tokens, logits, stages, int(ancestors[0]))
+        worst = max(worst, difference)
+    return worst
 
 
 def drafted(model: Any, inputs: dict[str, Tensor], **options: Any) -> tuple[Tensor, list[Any]]:
@@ -111,17 +135,13 @@ def assistant(family: str, attention: str) -> Any:
 @EVERY_METHOD
 @every_family("prompt lookup")
 def test_prompt_lookup(family: str, attention: str, method: foveal.Compressor, support: Any) -> None:
-    worst = prompt_lookup(FAMILIES[family], attention, method)
-    support(family, "prompt lookup", worst)
-    assert worst < TOLERANCE
+    check("prompt lookup", prompt_lookup, family, attention, method, support)
 
 
 @EVERY_METHOD
 @every_family("assistant")
 def test_an_assistant(family: str, attention: str, method: foveal.Compressor, support: Any) -> None:
-    worst = assisted(FAMILIES[family], attention, method)
-    support(family, "assistant", worst)
-    assert worst < TOLERANCE
+    check("assistant", assisted, family, attention, method, support)
 
 
 def prompt_lookup(case: FamilyCase, attention: str, method: foveal.Compressor | None) -> float:
@@ -162,14 +182,12 @@ def accepted_difference(given: Tensor, end: int, logits: Tensor, tokens: Tensor,
 @EVERY_METHOD
 @every_family("static cache")
 def test_static_cache(family: str, attention: str, method: foveal.Compressor, support: Any) -> None:
-    if family in SLIDING:
+    if family in SLIDING and not (OLD and plain_fails(static_cache, family, attention)):
         support(family, "static cache", None)
         with pytest.raises(foveal.FovealError, match="static cache with sliding-window layers"):
             static_cache(FAMILIES[family], attention, method)
         return
-    worst = static_cache(FAMILIES[family], attention, method)
-    support(family, "static cache", worst)
-    assert worst < TOLERANCE
+    check("static cache", static_cache, family, attention, method, support)
 
 
 def static_cache(case: FamilyCase, attention: str, method: foveal.Compressor | None) -> float:
@@ -186,9 +204,7 @@ def static_cache(case: FamilyCase, attention: str, method: foveal.Compressor | N
 def test_a_second_turn_on_one_cache(
     family: str, attention: str, method: foveal.Compressor, support: Any
 ) -> None:
-    worst = second_turn(FAMILIES[family], attention, method, images=0)
-    support(family, "second turn", worst)
-    assert worst < TOLERANCE
+    check("second turn", word_turn, family, attention, method, support)
 
 
 @EVERY_METHOD
@@ -196,9 +212,7 @@ def test_a_second_turn_on_one_cache(
 def test_an_image_in_the_second_turn(
     family: str, attention: str, method: foveal.Compressor, support: Any
 ) -> None:
-    worst = second_turn(FAMILIES[family], attention, method, images=1)
-    support(family, "second turn, image", worst)
-    assert worst < TOLERANCE
+    check("second turn, image", image_turn, family, attention, method, support)
 
 
 def second_turn(case: FamilyCase, attention: str, method: foveal.Compressor | None, images: int) -> float:
@@ -233,6 +247,10 @@ def second_turn(case: FamilyCase, attention: str, method: foveal.Compressor | No
     return float((steps - reference).abs().max())
 
 
+def word_turn(case: FamilyCase, attention: str, method: foveal.Compressor | None) -> float:
+    return second_turn(case, attention, method, images=0)
+
+
 def image_turn(case: FamilyCase, attention: str, method: foveal.Compressor | None) -> float:
     return second_turn(case, attention, method, images=1)
 
@@ -241,9 +259,7 @@ def image_turn(case: FamilyCase, attention: str, method: foveal.Compressor | Non
 @every_family("chunked prefill")
 def test_chunked_prefill(family: str, attention: str, method: foveal.Compressor, support: Any) -> None:
     case = FAMILIES[family]
-    worst = chunked_prefill(case, attention, method)
-    support(family, "chunked prefill", worst)
-    assert worst < TOLERANCE
+    check("chunked prefill", chunked_prefill, family, attention, method, support)
     model, inputs = families.model(family, attention=attention), case.inputs([1], [12])
     cut = int(families.visual(family, inputs)[0].nonzero().max()) - 2
     refusal = pytest.raises(foveal.FovealError, match="prefill_chunk_size that cuts no image")
@@ -298,6 +314,7 @@ def test_a_layer_keeps_its_own_view_of_the_cache(first: Any, second: Any, cache_
     assert (logits - reference).abs().max() < TOLERANCE
 
 
+@since_5_23  # images are encoded before the prompt is cut into chunks
 @pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
 def test_chunked_prefill_of_images_side_by_side(family: str) -> None:
     case, model = FAMILIES[family], families.model(family)
@@ -313,6 +330,7 @@ def test_chunked_prefill_of_images_side_by_side(family: str) -> None:
             model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=len(sample.ids) - 2)
 
 
+@since_5_23  # images are encoded before the prompt is cut into chunks
 @pytest.mark.parametrize("family", ["mistral3", "qwen3_vl"])
 def test_chunked_prefill_that_hides_where_images_end(family: str) -> None:
     case, model = FAMILIES[family], families.model(family)
@@ -338,6 +356,7 @@ def maybe_compress(model: Any, method: foveal.Compressor | None) -> Any:
     return foveal.compress(model, method) if method else nullcontext()
 
 
+@since_5_23
 @pytest.mark.parametrize(
     ("mode", "difference", "failure", "family"),
     [

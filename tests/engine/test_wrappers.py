@@ -23,6 +23,7 @@ from foveal.engine.families import unwrap
 from support import families
 from support.exactness import TOLERANCE, Inputs, compare_decode, hidden_by, oracle
 from support.families import FAMILIES
+from support.library import since_5_23
 from support.oracle import hidden_columns
 from support.tiny import causal_lm
 from support.wrappers import (
@@ -249,6 +250,9 @@ OFFLOADS: dict[str, Callable[[Any, Path], Any]] = {
 
 
 @inference
+@pytest.mark.filterwarnings(
+    "ignore:You are calling .generate:UserWarning"
+)  # older libraries ask the first weight
 @pytest.mark.parametrize("offload", OFFLOADS)
 @pytest.mark.parametrize("family", NAMES)
 def test_offloaded_weights(family: str, offload: str, tmp_path: Path, support: Any) -> None:
@@ -317,6 +321,7 @@ def test_inputs_and_labels_elsewhere_than_the_model(monkeypatch: pytest.MonkeyPa
 # ---------------------------------------------------------------------- gradient checkpointing
 
 
+@since_5_23
 # The checkpointed layers of a vision tower get pixels, which never need a gradient.
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -352,6 +357,7 @@ class Observed(foveal.Compressor):
         return -context.layout.rows.double()
 
 
+@since_5_23
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_recomputed_layer_is_not_observed_again(reentrant: bool) -> None:
@@ -364,6 +370,7 @@ def test_a_recomputed_layer_is_not_observed_again(reentrant: bool) -> None:
     assert method.seen == [inputs["input_ids"].shape[1]]
 
 
+@since_5_23
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("method", OBSERVERS, ids=["fastv", "dart"])
@@ -384,6 +391,7 @@ def test_one_backward_through_two_checkpointed_forwards(method: foveal.Compresso
         assert step_difference(step(), plain) < TOLERANCE
 
 
+@since_5_23
 def test_checkpointing_with_an_old_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "_CHECKPOINTS_INSIDE_HOOKS", False)
     model, inputs = build("llava").train(), ragged("llava")
@@ -521,7 +529,9 @@ def test_ddp_around_peft() -> None:
 
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("also", ["nothing else", "attention", "norm", "layers checkpointed"])
+@pytest.mark.parametrize(
+    "also", ["nothing else", "attention", "norm", pytest.param("layers checkpointed", marks=since_5_23)]
+)
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
 def test_fsdp2(family: str, also: str, attention: str, support: Any) -> None:
     model, inputs = trainable(family, attention), ragged(family)
