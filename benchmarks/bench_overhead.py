@@ -11,6 +11,7 @@ Every round times every variant once, in random order, by the processor's clock:
 What is reported is the median over rounds of the difference to the same round's plain model, as a share of it, with the
 95 % interval of that median and the rounds' interquartile range; "plain again" is what the machine's noise alone makes
 of it. "In hooks" is measured directly, so noise hardly touches it: all the time inside the engine's own functions.
+The interval needs six rounds; of fewer it is the whole range.
 
 A decode step with fewer keys is compared with a plain model that holds as many: layers 0..1 priced by the plain model
 on 700 tokens, layers 2..7 by the plain model on 188. A static cache keeps all its slots, so there the plain model
@@ -33,7 +34,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import (
     CLIPVisionConfig,
@@ -58,6 +59,7 @@ LEAST, MOST, WARM = 4, 160, 1  # rounds
 RESULT = Path(__file__).parent / "results" / "overhead.json"
 
 Inputs = dict[str, Tensor]
+Methods = dict[str, foveal.Compressor | None]
 
 
 class Time(NamedTuple):
@@ -175,18 +177,23 @@ def under(
 class Stopwatch:
     """Adds up the seconds inside the engine's hooks."""
 
-    HOOKS = (
-        *("_before_top", "_before_base", "_before_decoder", "_after_decoder"),
-        *("_count_keys", "_before_layer", "_after_layer", "_observe"),
-    )
-
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def install(self) -> None:
-        """Time every hook."""
-        for name in self.HOOKS:
-            setattr(Hooks, name, self._timed(getattr(Hooks, name)))
+        """Time every hook that is registered from now on, and what observes attention."""
+        self._wrap(nn.Module, "register_forward_pre_hook", self._registering)
+        self._wrap(nn.Module, "register_forward_hook", self._registering)
+        self._wrap(Hooks, "_observe", self._timed)
+
+    def _wrap(self, owner: type, name: str, wrapper: Callable[..., Any]) -> None:
+        setattr(owner, name, wrapper(getattr(owner, name)))
+
+    def _registering(self, register: Callable[..., Any]) -> Callable[..., Any]:
+        def registering(module: nn.Module, hook: Callable[..., Any], **options: Any) -> Any:
+            return register(module, self._timed(hook), **options)
+
+        return registering
 
     def _timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -208,13 +215,13 @@ class Stopwatch:
 STOPWATCH = Stopwatch()
 
 
-def variants(keep_less: bool = False) -> dict[str, foveal.Compressor | None]:
-    """Plain twice, every method with keep = all, and one that drops tokens."""
-    whole = {
-        f"{name}, keep = all": foveal.get(name, keep=1.0, layer=LAYER) for name in ("random", "fastv", "dart")
-    }
-    less = {f"dart, keep = {KEEP}": foveal.DART(keep=KEEP, layer=LAYER)} if keep_less else {}
-    return {"plain": None, "plain again": None, **whole, **less}
+PLAIN: Methods = {"plain": None, "plain again": None}
+WHOLE: Methods = {
+    f"{name}, keep = all": foveal.get(name, keep=1.0, layer=LAYER) for name in ("random", "fastv", "dart")
+}
+LESS = f"dart, keep = {KEEP}"
+EVERY: Methods = {**PLAIN, **WHOLE, LESS: foveal.DART(keep=KEEP, layer=LAYER)}
+COSTLIEST: Methods = {**PLAIN, "dart, keep = all": WHOLE["dart, keep = all"]}
 
 
 def rounds(calls: dict[str, Callable[[], Time]], seconds: float) -> Times:
@@ -250,11 +257,14 @@ def compare(setting: str, variant: str, values: list[Time], reference: list[floa
     )
 
 
-def prefill_bound() -> float:
-    """What dropping tokens can take off the language model's prefill, by its FLOPs."""
+def prefill_bound(*, padded: bool) -> float:
+    """What dropping tokens can take off the language model's prefill, by its FLOPs.
+
+    Attention skips the upper half of Q K' and of P V, unless padding needs a mask.
+    """
 
     def layer(rows: int) -> float:
-        return rows * (4 * WIDTH**2 + 3 * WIDTH * INNER) + rows**2 * WIDTH  # causal: half of Q K' and of P V
+        return rows * (4 * WIDTH**2 + 3 * WIDTH * INNER) + rows**2 * WIDTH * (2 if padded else 1)
 
     head = VOCABULARY * WIDTH
     plain = LAYERS * layer(TOKENS) + head
@@ -269,7 +279,9 @@ def prefill(setting: str, model: Any, inputs: Inputs, mask: Tensor | None, secon
         with under(model, method, mask):
             return STOPWATCH.time(lambda: model(**inputs, use_cache=False, logits_to_keep=1))
 
-    return against_plain(setting, call, seconds, keep_less=True)
+    padded = not inputs.get("attention_mask", torch.ones(())).all()
+    bounds = {LESS: prefill_bound(padded=padded)}
+    return against_plain(setting, call, EVERY, seconds, bounds)
 
 
 def generate(setting: str, model: Any, inputs: Inputs, seconds: float) -> list[Row]:
@@ -279,21 +291,24 @@ def generate(setting: str, model: Any, inputs: Inputs, seconds: float) -> list[R
         with under(model, method):
             return STOPWATCH.time(lambda: model.generate(**inputs, max_new_tokens=NEW, do_sample=False))
 
-    return against_plain(setting, call, seconds)
+    return against_plain(setting, call, COSTLIEST, seconds, {})
 
 
 def against_plain(
-    setting: str, call: Callable[[Any], Time], seconds: float, *, keep_less: bool = False
+    setting: str,
+    call: Callable[[Any], Time],
+    methods: Methods,
+    seconds: float,
+    bounds: dict[str, float],
 ) -> list[Row]:
-    """Compare every variant with the plain model."""
-    methods = variants(keep_less)
+    """Compare every method with the plain model."""
     times = rounds({name: partial(call, method) for name, method in methods.items()}, seconds)
-    plain, bounds = totals(times["plain"]), {f"dart, keep = {KEEP}": prefill_bound()}
+    plain = totals(times["plain"])
     return [compare(setting, name, values, plain, bounds.get(name, 0)) for name, values in times.items()]
 
 
 def totals(times: list[Time]) -> list[float]:
-    """Without what was inside hooks."""
+    """Whether inside hooks or not."""
     return [time.total for time in times]
 
 
@@ -301,16 +316,16 @@ def decode(setting: str, model: Any, texts: tuple[int, ...], seconds: float, *, 
     """Single steps, each behind a cache of its own."""
     inputs = prompts(texts)
     calls: dict[str, Callable[[], Time]] = {
-        name: Decoding(model, inputs, method, static=static).step for name, method in variants(True).items()
+        name: Decoding(model, inputs, method, static=static).step for name, method in EVERY.items()
     }
     calls["short"] = Decoding(model, prompts(texts, KEEP), None, static=static).step
     times = rounds(calls, seconds)
-    short, plain, less = totals(times.pop("short")), totals(times["plain"]), f"dart, keep = {KEEP}"
+    short, plain = totals(times.pop("short")), totals(times["plain"])
     as_many = plain if static else list(map(mixed, plain, short))
-    bounds = {less: statistics.median(as_many) / statistics.median(plain) - 1}
+    bounds = {LESS: statistics.median(as_many) / statistics.median(plain) - 1}
     rows = [compare(setting, name, values, plain, bounds.get(name, 0)) for name, values in times.items()]
     if not static:
-        rows.append(compare(setting, f"{less}, to as many keys", times[less], as_many))
+        rows.append(compare(setting, f"{LESS}, to as many keys", times[LESS], as_many))
     return [replace(row, per_layer=row.added / (LAYERS - LAYER)) for row in rows]
 
 
@@ -323,16 +338,16 @@ def measure() -> list[Row]:
     """All settings; about four minutes."""
     language, inputs = LlamaForCausalLM(language_config()).eval(), prompts(TEXTS["batch 1"])
     embeds = {"inputs_embeds": torch.randn(1, TOKENS, WIDTH)}
-    rows = prefill("prefill, language model", language, embeds, inputs["input_ids"] == IMAGE, 30)
+    rows = prefill("prefill, language model", language, embeds, inputs["input_ids"] == IMAGE, 25)
     llava = build_llava()
     for name, texts in TEXTS.items():
-        rows += prefill(f"prefill, {name}", llava, prompts(texts), None, 30)
+        rows += prefill(f"prefill, {name}", llava, prompts(texts), None, 20)
     for name, texts in TEXTS.items():
-        rows += generate(f"generate {NEW}, {name}", llava, prompts(texts), 30)
+        rows += generate(f"generate {NEW}, {name}", llava, prompts(texts), 15)
     for static in (False, True):
         for name, texts in TEXTS.items():
             kind = "static" if static else "dynamic"
-            rows += decode(f"decode step, {kind} cache, {name}", llava, texts, 20, static=static)
+            rows += decode(f"decode step, {kind} cache, {name}", llava, texts, 8, static=static)
     return rows
 
 
