@@ -42,6 +42,11 @@ methods, layers and prompts tested, between the compressed model and the masked 
 cache, whose deeper layers may not see the dropped tokens), in float64 on small random models of the real classes. All
 below 1e-10 is exact. **refused**: one line says why. **plain**: the plain model cannot do it either. Empty: untested.
 For wrappers, `equal` means bit for bit what the same compression gives without the wrapper.
+
+`make test-versions` runs the same tests on transformers 5.16, 5.19 and the newest. On all of them compression is exact
+wherever the plain model is right. Before 5.23 the library itself loses images in chunked prefill, and gradient
+checkpointing under compression is refused; before 5.19 it mixes up images when beams or return sequences meet several
+images in a sample, and assistants, second turns and static caches of some sliding-window models fail.
 """
 
 

@@ -24,6 +24,7 @@ from foveal.compressors.base import Compressor
 from foveal.compressors.context import AttentionInputs, TokenContext, VisualLayout
 from foveal.engine.attributes import replaced
 from foveal.engine.cache import (
+    LayerView,
     LogicalCache,
     held_keys,
     physical_length,
@@ -354,28 +355,33 @@ class Hooks:
         if view is None or (mask is None and view.uniform):
             return None
         assert isinstance(cache, LogicalCache)
-        if view.table is not None:
-            # No length is read and nothing remembered, so that a compiled step has nothing to depend on.
-            whole = translate_mask(
-                mask, None, view.table, uniform=False, past=0, length=0, attention=self._backend
-            )
-            return args, {**kwargs, "attention_mask": whole}
-        physical, length = physical_length(cache, index), hidden.shape[1]
-        held = held_keys(cache, index)
+        if view.table is not None and torch.compiler.is_compiling():
+            # Nothing is remembered: a compiled step must not depend on it.
+            return args, {**kwargs, "attention_mask": self._fit_slots(mask, view.table)}
+        static = view.table is not None
+        physical, held = (0, 0) if static else (physical_length(cache, index), held_keys(cache, index))
         key = (physical, held, id(mask))
         if key not in view.memo:
             view.memo.clear()
-            translated = translate_mask(
+            view.memo[key] = (
                 mask,
-                None,
-                view.columns_between(physical - held, physical + length),
-                uniform=view.uniform,
-                past=physical + int(view.offset),
-                length=length,
-                attention=self._backend,
+                self._fit_keys(mask, view, physical, held, hidden.shape[1])
+                if view.table is None
+                else self._fit_slots(mask, view.table),
             )
-            view.memo[key] = (mask, translated)
         return args, {**kwargs, "attention_mask": view.memo[key][1]}
+
+    def _fit_slots(self, mask: Any, table: Tensor) -> Any:
+        """The mask of a static cache reads no length: it covers all slots at every step."""
+        return translate_mask(mask, None, table, uniform=False, past=0, length=0, attention=self._backend)
+
+    def _fit_keys(self, mask: Any, view: LayerView, physical: int, held: int, length: int) -> Any:
+        """The mask of a cache that holds the last `held` of `physical` keys, and is given `length` more."""
+        columns = view.columns_between(physical - held, physical + length)
+        past = physical + int(view.offset)
+        return translate_mask(
+            mask, None, columns, uniform=view.uniform, past=past, length=length, attention=self._backend
+        )
 
     @property
     def _backend(self) -> str:
