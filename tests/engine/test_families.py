@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import pytest
 import torch
 
 import foveal
+from foveal.engine.families import FAMILIES as TABLE
+from foveal.engine.families import find_parts
 from support import families
 from support.exactness import TOLERANCE, compare_decode, compare_prefill, generate, hidden_by
 from support.families import FAMILIES, IMAGE, PAIRS, VIDEO_PAIRS, Sample
@@ -169,6 +172,19 @@ def test_pixtral_as_a_llava_reads_rows_as_one_image() -> None:
     finally:
         del model.config.model_type
     assert counts(run) == [3, 3]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_table_names_the_parts(family: str) -> None:
+    parts = find_parts(families.model(family, attention=FAMILIES[family].attentions[0]))
+    assert parts.top.config.model_type in TABLE
+    tower, projector, decoder = attrgetter(parts.family.tower, parts.family.projector, parts.family.decoder)(
+        parts.base
+    )
+    assert decoder is parts.decoder
+    assert {type(part).__name__ for part in (tower, projector)}.isdisjoint({"NoneType"})
+    image = set(map(id, tower.modules())) | set(map(id, projector.modules()))
+    assert image.isdisjoint(map(id, decoder.modules()))
 
 
 def counts(run: foveal.Run) -> list[int]:
