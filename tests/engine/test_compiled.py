@@ -51,7 +51,7 @@ def compiled(graphs: list[Any]) -> dict[str, Any]:
         graphs.append(graph)
         return graph.forward
 
-    config = CompileConfig(fullgraph=True, backend=backend, mode=None)  # type: ignore[arg-type]
+    config = CompileConfig(fullgraph=True, backend=backend, mode=None)
     config._compile_all_devices = True
     return {"cache_implementation": "static", "compile_config": config}
 

@@ -13,7 +13,7 @@ from foveal.engine.families import FAMILIES as TABLE
 from foveal.engine.families import find_parts
 from support import families
 from support.exactness import TOLERANCE, compare_decode, compare_prefill, generate, hidden_by
-from support.families import FAMILIES, IMAGE, PAIRS, VIDEO_PAIRS, Sample
+from support.families import FAMILIES, PAIRS, VIDEO_PAIRS, Sample, side_by_side
 
 pytestmark = pytest.mark.usefixtures("exact_softmax", "inference")
 
@@ -149,10 +149,8 @@ def test_the_budget_holds_for_each_clip_or_each_frame(family: str, attention: st
 def test_images_side_by_side_are_told_apart(family: str) -> None:
     case, model = FAMILIES[family], families.model(family, attention="eager")
     sample = case.samples([2], [9])[0]
-    marks = [token == IMAGE for token in sample.ids]
-    gap = marks.index(False, marks.index(True))
-    ids = sample.ids if case.images_first else [*sample.ids[:gap], *sample.ids[gap + 1 :]]
-    inputs = case.collate([Sample(ids, sample.pictures), *case.samples([1], [7], seed=3)])
+    sample = sample if case.images_first else side_by_side(sample)
+    inputs = case.collate([sample, *case.samples([1], [7], seed=3)])
     method = foveal.FastV(keep=0.5)
     assert difference(family, model, inputs, method) < TOLERANCE
     with foveal.compress(model, method) as run:

@@ -9,14 +9,24 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 import foveal
 from support import families
-from support.exactness import TOLERANCE, compare_alone, compare_decode, generate, hidden_by, longer, oracle
-from support.families import FAMILIES, IMAGE, SLIDING, VOCABULARY, FamilyCase, Sample
-from support.library import OLD, since_5_23
+from support.exactness import (
+    TOLERANCE,
+    along_beam,
+    compare_alone,
+    compare_decode,
+    generate,
+    hidden_by,
+    longer,
+    oracle,
+)
+from support.families import FAMILIES, SLIDING, VOCABULARY, FamilyCase, Sample, side_by_side
+from support.library import OLD, VERSION, since_5_23
 from support.oracle import dropped_columns, hidden_columns
 
 pytestmark = pytest.mark.usefixtures("exact_softmax", "inference")
@@ -29,11 +39,9 @@ METHODS = {
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 # What the plain model cannot do either, see the last test.
 NOT_IN_LIBRARY = {
+    # Drafts in the first forward count as prompt, which sees all of itself.
     "prompt lookup": {"paligemma", "paligemma2"},
-    "assistant": {
-        "paligemma",
-        "paligemma2",
-    },  # drafts in the first forward count as prompt, which sees all of itself
+    "assistant": {"paligemma", "paligemma2"},
     "static cache": {"paligemma2"},
     "chunked prefill": {"paligemma", "paligemma2"},  # the prompt sees all of itself
     # generate wants the grids of all images, but the pixels of the new ones only
@@ -53,11 +61,19 @@ def every_family(mode: str = "") -> pytest.MarkDecorator:
 def check(mode: str, difference: Any, family: str, attention: str, method: Any, support: Any) -> None:
     """Compare with the oracle, and note the cell."""
     case = FAMILIES[family]
-    if OLD and plain_fails(difference, family, attention):
+    if missing_before(mode, family) and plain_fails(difference, family, attention):
         pytest.skip("the plain model cannot in this version of the library")
     worst = difference(case, attention, method)
     support(family, mode, worst)
     assert worst < TOLERANCE
+
+
+def missing_before(mode: str, family: str) -> bool:
+    """Where the plain model may fail in this version of the library; anywhere else a failure is ours."""
+    if mode == "chunked prefill":  # images never reach the forward
+        return OLD
+    # Images of one sample are mixed up; masks of sliding windows have the wrong size.
+    return Version("5.19") > VERSION and (mode in ("sampling", "beams") or family in SLIDING)
 
 
 @cache
@@ -102,11 +118,9 @@ def beams(case: FamilyCase, attention: str, method: foveal.Compressor | None) ->
     with maybe_compress(model, method) as run:
         out, steps = generate(model, case.collate(samples), **options)
     worst, stages = 0.0, run.stages if run else []
-    for row, (tokens, indices) in enumerate(zip(out.sequences, out.beam_indices, strict=True)):
-        ancestors = indices[indices >= 0]
-        logits = steps[ancestors, torch.arange(len(ancestors))]
-        difference = compare_alone(case, model, samples[row // 2], tokens, logits, stages, int(ancestors[0]))
-        worst = max(worst, difference)
+    for row, tokens in enumerate(out.sequences):
+        logits, source = along_beam(out, steps, row)
+        worst = max(worst, compare_alone(case, model, samples[row // 2], tokens, logits, stages, source))
     return worst
 
 
@@ -182,7 +196,8 @@ def accepted_difference(given: Tensor, end: int, logits: Tensor, tokens: Tensor,
 @EVERY_METHOD
 @every_family("static cache")
 def test_static_cache(family: str, attention: str, method: foveal.Compressor, support: Any) -> None:
-    if family in SLIDING and not (OLD and plain_fails(static_cache, family, attention)):
+    gap = missing_before("static cache", family) and plain_fails(static_cache, family, attention)
+    if family in SLIDING and not gap:
         support(family, "static cache", None)
         with pytest.raises(foveal.FovealError, match="static cache with sliding-window layers"):
             static_cache(FAMILIES[family], attention, method)
@@ -318,10 +333,7 @@ def test_a_layer_keeps_its_own_view_of_the_cache(first: Any, second: Any, cache_
 @pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
 def test_chunked_prefill_of_images_side_by_side(family: str) -> None:
     case, model = FAMILIES[family], families.model(family)
-    sample = case.samples([2], [12])[0]
-    images = [token == IMAGE for token in sample.ids]
-    gap = images.index(False, images.index(True))
-    sample = replace(sample, ids=[*sample.ids[:gap], *sample.ids[gap + 1 :]])
+    sample = side_by_side(case.samples([2], [12])[0])
     inputs = case.collate([sample])
     with foveal.compress(model, foveal.Random(keep=3)) as run:
         model.generate(**inputs, max_new_tokens=2)

@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
 import foveal
+from support import exactness
+from support.exactness import STEPS, TOLERANCE
 from support.oracle import closed_columns, visible_columns
 from support.tiny import IMAGE, TOKENS, VOCABULARY, batch, causal_lm, llava, prepared, text_config
 
 pytestmark = pytest.mark.usefixtures("exact_softmax", "inference")
 
-TOLERANCE = 1e-10
-STEPS = 8
 BATCHES = {
     "one": ([1], [9]),
     "ragged": ([1, 2, 0], [9, 4, 12]),
@@ -101,14 +101,8 @@ def test_greedy_decode(method: foveal.Compressor, name: str, attention: str) -> 
 
 def generate(model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:
     """Generate STEPS tokens; `step_logits` of the result is (batch, STEPS, vocabulary) in full precision."""
-    steps: list[Tensor] = []  # generate itself rounds the logits it returns to float32
-    handle = model.lm_head.register_forward_hook(lambda module, args, out: steps.append(out[:, -1]))
-    options = {"do_sample": False, **options}
-    out = model.generate(
-        **inputs, max_new_tokens=STEPS, output_scores=True, return_dict_in_generate=True, **options
-    )
-    handle.remove()
-    out["step_logits"] = torch.stack(steps, dim=1)
+    out, steps = exactness.generate(model, inputs, output_scores=True, **options)
+    out["step_logits"] = steps
     return out
 
 

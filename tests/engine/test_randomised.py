@@ -15,6 +15,7 @@ import foveal
 from support import families
 from support.exactness import (
     TOLERANCE,
+    along_beam,
     compare_alone,
     compare_decode,
     compare_prefill,
@@ -105,40 +106,37 @@ def budget(case: Case, length: int) -> int:
     return sum(keep if isinstance(keep, int) else max(1, int(keep * share + 0.5)) for share in shares)
 
 
-def kept_of_clips(case: Case, stage: foveal.Stage, lengths: list[int]) -> list[int]:
-    """Tokens kept of each image or clip."""
+def assert_budget(case: Case, stage: foveal.Stage) -> None:
+    """The first stage keeps of each image or clip what was asked for."""
+    lengths = families.image_lengths(case.family, case.images, case.frames)
     counts = [len(kept) for kept in stage.kept_in_image]
     frames = len(counts) // len(lengths)
-    return [sum(counts[clip * frames :][:frames]) for clip in range(len(lengths))]
+    kept = [sum(counts[clip * frames :][:frames]) for clip in range(len(lengths))]
+    assert kept == [budget(case, length) for length in lengths]
 
 
 def difference_of(case: Case) -> float:
-    """The largest difference from the oracle."""
+    """The largest difference from the oracle; the budget must hold as well."""
     family, model = FAMILIES[case.family], families.model(case.family, attention=case.attention)
     samples = family.samples(case.images, case.words, case.seed, case.frames)
     inputs = family.collate(samples, case.side)
     run = foveal.attach(model, case.methods)
     try:
         if case.mode == "prefill":
-            return compare_prefill(case.family, model, inputs, run)  # keeps the budget, as the other modes do
+            difference = compare_prefill(case.family, model, inputs, run)
+            assert_budget(case, run.stages[0])
+            return difference
         torch.manual_seed(case.seed)
         out, steps = generate(model, inputs, max_new_tokens=4, **GENERATE[case.mode])
         stages = run.stages
-        if case.mode in ("greedy", "static cache"):
-            lengths = families.image_lengths(case.family, case.images, case.frames)
-            assert kept_of_clips(case, stages[0], lengths) == [budget(case, length) for length in lengths]
-        if case.mode in ("greedy", "static cache"):
-            hidden = hidden_by(run, families.visual(case.family, inputs))
     finally:
         run.detach()
     if case.mode in ("greedy", "static cache"):
+        assert_budget(case, stages[0])
+        hidden = hidden_by(run, families.visual(case.family, inputs))
         return compare_decode(case.family, model, inputs, hidden, out.sequences, steps)
     worst = 0.0
     for row, tokens in enumerate(out.sequences):
-        logits, source = steps[row], row
-        if case.mode == "beams":
-            ancestors = out.beam_indices[row][out.beam_indices[row] >= 0]
-            logits, source = steps[ancestors, torch.arange(len(ancestors))], int(ancestors[0])
-        sample = samples[row // 2]
-        worst = max(worst, compare_alone(family, model, sample, tokens, logits, stages, source))
+        logits, source = along_beam(out, steps, row) if case.mode == "beams" else (steps[row], row)
+        worst = max(worst, compare_alone(family, model, samples[row // 2], tokens, logits, stages, source))
     return worst

@@ -88,6 +88,12 @@ def compare_decode(
     return float((steps - reference).abs().max())
 
 
+def along_beam(out: Any, steps: Tensor, row: int) -> tuple[Tensor, int]:
+    """(steps, vocabulary) logits of the beams that became sequence `row`, and the sample it started from."""
+    ancestors = out.beam_indices[row][out.beam_indices[row] >= 0]
+    return steps[ancestors, torch.arange(len(ancestors))], int(ancestors[0])
+
+
 def compare_alone(
     case: FamilyCase,
     model: Any,

@@ -174,6 +174,13 @@ class FamilyCase:
         return inputs
 
 
+def side_by_side(sample: Sample) -> Sample:
+    """A sample without the word between its first two images."""
+    marks = [token == IMAGE for token in sample.ids]
+    gap = marks.index(False, marks.index(True))
+    return Sample([*sample.ids[:gap], *sample.ids[gap + 1 :]], sample.pictures)
+
+
 @lru_cache
 def model(name: str, layers: int = 6, attention: str = "sdpa") -> Any:
     """The family's tiny model: float64, evaluation mode, never the end of a text."""
@@ -568,25 +575,18 @@ CASES = [
         ),
         INTERNVL_IMAGE,
     ),
-    FamilyCase(
-        "idefics3",
-        config(
-            "idefics3",
-            text("llama"),
-            tower("idefics3_vision", image_size=24, patch_size=4),
-            image_token_id=IMAGE,
-        ),
-        SPLIT_IMAGE,
-    ),
-    FamilyCase(
-        "smolvlm",
-        config(
-            "smolvlm",
-            text("llama"),
-            tower("smolvlm_vision", image_size=24, patch_size=4),
-            image_token_id=IMAGE,
-        ),
-        SPLIT_IMAGE,
+    *(
+        FamilyCase(
+            name,
+            config(
+                name,
+                text("llama"),
+                tower(f"{name}_vision", image_size=24, patch_size=4),
+                image_token_id=IMAGE,
+            ),
+            SPLIT_IMAGE,
+        )
+        for name in ("idefics3", "smolvlm")
     ),
     FamilyCase(
         "gemma3",

@@ -6,5 +6,6 @@ import pytest
 import transformers
 from packaging.version import Version
 
-OLD = Version(transformers.__version__) < Version("5.23")
+VERSION = Version(transformers.__version__)
+OLD = Version("5.23") > VERSION
 since_5_23 = pytest.mark.skipif(OLD, reason="transformers can do this since 5.23")

@@ -1,6 +1,7 @@
-"""The masked oracle: the unmodified model, nothing dropped, no cache; layers >= K may not see dropped columns.
+"""The masked oracle: the unmodified model, nothing dropped; layers >= K may not see dropped columns.
 
-It shares no code with the engine: it builds its mask from scratch.
+It shares no code with the engine. `closed_columns` builds a causal mask from scratch; `hidden_columns` closes columns
+in the model's own mask, whatever the family's, and serves a cache too.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, cast
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from foveal.errors import FovealError
 
-__all__ = ["FAMILIES", "REFUSED", "Family", "Parts", "find_parts", "unwrap"]
+__all__ = ["FAMILIES", "Family", "Parts", "find_parts", "unwrap"]
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,11 @@ FAMILIES: dict[str, Family] = {
         tower="vision_tower", projector="embed_vision", broken=frozenset({"video"}), frames="runs"
     ),
     "idefics3": _IDEFICS,
-    "internvl": Family(tower="vision_tower", projector="multi_modal_projector", tiles=True),
+    "internvl": replace(_LLAVA, tiles=True),
     "llava": _LLAVA,
     "llava_next": _LLAVA,
-    "llava_onevision": Family(
-        tower="vision_tower", projector="multi_modal_projector", frames=_onevision_frame
-    ),
-    "mistral3": Family(tower="vision_tower", projector="multi_modal_projector", broken=frozenset({"image"})),
+    "llava_onevision": replace(_LLAVA, frames=_onevision_frame),
+    "mistral3": replace(_LLAVA, broken=frozenset({"image"})),
     "paligemma": _LLAVA,
     "qwen2_5_vl": _QWEN,
     "qwen2_vl": _QWEN,
@@ -79,7 +77,7 @@ _SHARING = (
 )
 _RUNNING = "its linear-attention layers keep a running state, from which no token can be dropped"
 _CROSS = "its decoder sees images through cross-attention, not as tokens in the sequence"
-REFUSED = {
+_REFUSED = {
     "gemma3n": _SHARING,
     "gemma3n_text": _SHARING,
     "mllama": _CROSS,
@@ -171,7 +169,7 @@ def _family(config: Any) -> Family:
 
 
 def _refuse_family(config: Any) -> None:
-    reason = REFUSED.get(config.model_type)
+    reason = _REFUSED.get(config.model_type)
     text = config.get_text_config()
     if getattr(text, "num_kv_shared_layers", 0):
         reason = _SHARING

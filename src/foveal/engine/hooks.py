@@ -294,7 +294,10 @@ class Hooks:
         """Start a stage: choose the rows that go on, unless all do."""
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length(compressor.layer))
-        return self._choose(compressor, frame, self._context(compressor, frame, hidden), hidden, past)
+        hidden = self._choose(compressor, frame, self._context(compressor, frame, hidden), hidden, past)
+        if cache is not None and frame.student is not None:
+            refuse_cache(cache, self._backend)
+        return hidden
 
     def _choose(
         self, compressor: Compressor, frame: Frame, context: TokenContext, hidden: Tensor, past: int
@@ -328,7 +331,6 @@ class Hooks:
         refuse_window(self._backend, self.parts.decoder.config, index)
         view, columns, uniform, past = None, stream.rows, stream.uniform, 0
         if cache is not None:
-            refuse_cache(cache, self._backend)
             logical = with_views(cache, self._hooked, self._switch)
             view, past = stream.grow_view(logical, index, frame.length)
             logical.views[index] = view

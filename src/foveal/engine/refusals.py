@@ -95,10 +95,11 @@ def refuse_packing(attention: str, mask: Any, positions: Tensor | None) -> None:
 
 def refuse_wrong_counts(compressor: Compressor, selection: Selection, counts: tuple[int, ...]) -> None:
     """Rows are gathered by counts known on the host; where it costs no wait, make sure that they are true."""
-    if selection.kept.is_cpu and selection.kept.sum(dim=1).tolist() != list(counts):
+    marked = selection.kept.sum(dim=1).tolist() if selection.kept.is_cpu else list(counts)
+    if marked != list(counts):
         raise FovealError(
-            f"{type(compressor).__name__} marks {selection.kept.sum(dim=1).tolist()} tokens as kept but counts "
-            f"{list(counts)}: leave counts out of the Selection, or make them agree"
+            f"{type(compressor).__name__} marks {marked} tokens as kept but counts {list(counts)}: leave counts out of "
+            "the Selection, or make them agree"
         )
 
 
