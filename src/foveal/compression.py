@@ -10,16 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 
-from foveal.compressors import Compressor, get
+from foveal.compressors import Compressor, Selection, VisualLayout, get
 from foveal.engine.families import find_parts
 from foveal.engine.frame import StageResult
 from foveal.engine.hooks import Hooks
 from foveal.errors import FovealError
+
+if TYPE_CHECKING:
+    from foveal.text_tower import TextTower
 
 __all__ = ["Run", "Stage", "attach", "attached", "compress", "detach"]
 
@@ -35,9 +39,13 @@ class Stage:
         layer: 0-based decoder layer at whose entry tokens were dropped.
         kept: per sample, (kept,) int64 positions in the uncompressed sequence (earlier turns on the same cache
             included) of the visual tokens that stayed.
-        kept_in_image: per image, (kept,) int64 indices among the image's own visual tokens, in raster order.
-        scores: per image, (tokens,) the method's score of every token; None where the method has none.
+        kept_in_image: per image, (kept,) int64 indices among the image's own visual tokens, in raster order: the places
+            of the tokens that stayed.
+        scores: per image, (tokens,) the method's score of every token that reached the stage; None where the method has
+            none.
         image_samples: the sample that each image belongs to.
+        sources: per image, (kept, tokens) the weight of each of the image's own visual tokens in each kept one: one 1 a
+            row where nothing was merged. None where it cannot be told (merged tiles of a split image, beams).
     """
 
     layer: int
@@ -45,25 +53,56 @@ class Stage:
     kept_in_image: list[Tensor]
     scores: list[Tensor] | None
     image_samples: list[int]
+    sources: list[Tensor] | None
 
     @classmethod
-    def of(cls, result: StageResult) -> Stage:
-        """Read a stage's result off the device."""
+    def of(cls, result: StageResult, before: Stage | None) -> Stage:
+        """Read a stage's result, and that of the one before, off the device."""
         stream, selection, layout = result.stream, result.selection, result.layout
         scores = selection.scores
         pairs = zip(stream.rows, stream.numbers, strict=True)
         return cls(
             layer=result.layer,
             kept=[(rows[numbers >= 0] + result.past).cpu() for rows, numbers in pairs],
-            kept_in_image=[
-                (kept & valid).nonzero()[:, 0].cpu()
-                for kept, valid in zip(selection.kept, layout.valid, strict=True)
-            ],
+            kept_in_image=_places(selection, layout, before),
             scores=None
             if scores is None
             else [score[:n].cpu() for score, n in zip(scores, layout.lengths, strict=True)],
             image_samples=layout.sample.tolist(),
+            sources=_sources(selection, layout, before),
         )
+
+
+def _columns(selection: Selection, layout: VisualLayout) -> list[Tensor]:
+    """Per image, (kept,) which of the tokens that reached the stage stayed."""
+    pairs = zip(selection.kept, layout.valid, strict=True)
+    return [(kept & valid).nonzero()[:, 0].cpu() for kept, valid in pairs]
+
+
+def _places(selection: Selection, layout: VisualLayout, before: Stage | None) -> list[Tensor]:
+    columns = _columns(selection, layout)
+    if before is None:
+        return columns
+    return [places[kept] for places, kept in zip(before.kept_in_image, columns, strict=True)]
+
+
+def _sources(selection: Selection, layout: VisualLayout, before: Stage | None) -> list[Tensor] | None:
+    """Each kept token's weights over the tokens of its image: those of this stage, times those of the stage before."""
+    if not selection.traced or (before is not None and before.sources is None):
+        return None
+    told = selection.mix if selection.sources is None else selection.sources
+    found = []
+    for image, (columns, length) in enumerate(
+        zip(_columns(selection, layout), layout.lengths, strict=True)
+    ):
+        if told is None:
+            weights = torch.eye(length)[columns]
+        else:
+            weights = told[image, : len(columns), :length].float().cpu()
+        found.append(
+            weights if before is None or before.sources is None else weights @ before.sources[image]
+        )
+    return found
 
 
 class Run:
@@ -89,7 +128,10 @@ class Run:
             raise FovealError(
                 "nothing was compressed yet: run a forward or generate with an image inside the block"
             )
-        return [Stage.of(result) for result in frame.stages]
+        stages: list[Stage] = []
+        for result in frame.stages:
+            stages.append(Stage.of(result, stages[-1] if stages else None))
+        return stages
 
     @property
     def kept(self) -> list[Tensor]:
@@ -108,6 +150,15 @@ class Run:
     def visual_mask(self, mask: Tensor | None) -> None:
         self._hooks.visual_mask = mask
 
+    @property
+    def questions(self) -> list[str] | None:
+        """Per sample, the text that a method such as TRIM compares with the image; None to read it off the prompt."""
+        return self._hooks.questions
+
+    @questions.setter
+    def questions(self, questions: list[str] | None) -> None:
+        self._hooks.questions = questions
+
     def detach(self) -> None:
         """Restore the model; harmless when done already."""
         _remove(self._hooks)
@@ -118,6 +169,7 @@ def attach(
     method: Compressor | str | Sequence[Compressor],
     *,
     visual_mask: Tensor | None = None,
+    text_tower: TextTower | None = None,
     **options: Any,
 ) -> Run:
     """Compress the model's visual tokens until `detach` is called on the result.
@@ -128,6 +180,8 @@ def attach(
         method: a compressor; the name of one with its `options`: `attach(model, "dart", keep=64)`; or several, each
             at its own layer: later stages choose among the tokens that earlier ones left.
         visual_mask: (batch, rows) bool naming the visual tokens where input_ids cannot.
+        text_tower: what understands questions, for methods that compare them with the image (TRIM, CDPruner); by
+            default `foveal.TextTower.beside(model)`.
         **options: keep=, layer= and the method's own, for a method given by name.
 
     Raises:
@@ -146,7 +200,7 @@ def attach(
             "this model is compressed already: leave the block, or call foveal.detach(model), first; for several "
             "stages at once pass a list of methods"
         )
-    hooks = Hooks(parts, (method,) if isinstance(method, Compressor) else method, visual_mask)
+    hooks = Hooks(parts, (method,) if isinstance(method, Compressor) else method, visual_mask, text_tower)
     hooks.install()
     _attached[parts.decoder] = ref(hooks)
     return Run(hooks)
@@ -181,13 +235,14 @@ def compress(
     method: Compressor | str | Sequence[Compressor],
     *,
     visual_mask: Tensor | None = None,
+    text_tower: TextTower | None = None,
     **options: Any,
 ) -> Iterator[Run]:
     """Compress the model's visual tokens inside a `with` block; arguments and errors as for `attach`.
 
     Leaving the block restores the model completely, also after an exception.
     """
-    run = attach(model, method, visual_mask=visual_mask, **options)
+    run = attach(model, method, visual_mask=visual_mask, text_tower=text_tower, **options)
     try:
         yield run
     finally:

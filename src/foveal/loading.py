@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def record_compressor(model: nn.Module, compressor: Compressor) -> None:
     if compressor.card is None:
         raise FovealError(f"{type(compressor).__name__} has no card with a name that load() could find")
     config: Any = find_parts(model).top.config
-    setattr(config, _FIELD, {"method": compressor.card.name, **asdict(compressor)})
+    setattr(config, _FIELD, {"method": compressor.card.name, **compressor.options()})
 
 
 def recorded_compressor(model: nn.Module) -> Compressor | None:

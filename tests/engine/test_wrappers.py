@@ -349,9 +349,9 @@ class Observed(foveal.Compressor):
 
     seen: list[int] = field(default_factory=list)
 
-    def observe(self, attention: foveal.AttentionInputs, prompt: Tensor) -> Tensor:
+    def observe(self, attention: foveal.AttentionInputs, rows: foveal.Rows) -> Tensor:
         self.seen.append(attention.query.shape[2])
-        return prompt.double()
+        return rows.prompt.double()
 
     def score(self, context: foveal.TokenContext) -> Tensor:
         return -context.layout.rows.double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,7 +103,7 @@ def _reply(
             _draw(run, inputs, processor, tokens, out)
         kept = run.kept[0].tolist()
     name = compressor.card.name if compressor.card else type(compressor).__name__
-    return {**reply, "kept": len(kept), "positions": kept, "method": name, "options": asdict(compressor)}
+    return {**reply, "kept": len(kept), "positions": kept, "method": name, "options": compressor.options()}
 
 
 def _draw(run: Any, inputs: Any, processor: Any, tokens: int, out: Path) -> None:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from foveal.compressors.base import Compressor, MethodCard
-from foveal.compressors.context import AttentionInputs, Selection, TokenContext, VisualLayout
+from foveal.compressors.base import Compressor, MethodCard, StagedCompressor, TowerCompressor
+from foveal.compressors.context import (
+    AttentionInputs,
+    Rows,
+    Selection,
+    TokenContext,
+    TowerContext,
+    VisualLayout,
+)
 from foveal.compressors.dart import DART
 from foveal.compressors.fastv import FastV
 from foveal.compressors.random import Random
@@ -18,8 +25,12 @@ __all__ = [
     "FastV",
     "MethodCard",
     "Random",
+    "Rows",
     "Selection",
+    "StagedCompressor",
     "TokenContext",
+    "TowerCompressor",
+    "TowerContext",
     "VisualLayout",
     "available",
     "get",

@@ -9,30 +9,50 @@ class Loudest(foveal.Compressor):
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from foveal.compressors.context import AttentionInputs, Selection, TokenContext
+from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext, TowerContext
 from foveal.compressors.selection import top_per_row
 from foveal.errors import FovealError
 
-__all__ = ["Compressor", "MethodCard"]
+__all__ = ["Compressor", "MethodCard", "Positions", "StagedCompressor", "TowerCompressor"]
+
+Positions = Literal["original", "packed"]
 
 
 @dataclass(frozen=True)
 class MethodCard:
-    """What a user should know about a method before choosing it."""
+    """What a user should know about a method before choosing it.
+
+    Attributes:
+        name: what `foveal.get` calls it.
+        title: what its authors call it.
+        paper: where it was published.
+        stage: pre-LM or in-LM.
+        summary: which tokens it keeps, in a few words.
+        rule: how it chooses, in three lines.
+        needs: what it needs of a model.
+        tokens: how its budget is counted: after its last stage, and averaged over the decoder's layers.
+        weak: where it is known to fail.
+        servable: whether the number kept is known before the image is seen, as engines with static shapes need.
+    """
 
     name: str
     title: str
     paper: str
     stage: str
+    summary: str
     rule: str
     needs: str
+    tokens: str
     weak: str
+    servable: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,55 +61,96 @@ class Compressor:
 
     Args:
         keep: visual tokens kept per image: a count (int), or a fraction (float in (0, 1]) of the image's tokens that
-            reach the layer. A video clip counts as one image.
+            reach the layer; "auto" in methods that find a budget themselves. A video clip counts as one image.
         layer: 0-based decoder layer K; layers 0..K-1 see all tokens.
         per_frame: spend the budget on every frame of a clip (in some families, every pair of frames) instead.
+        positions: "original": kept tokens keep their position ids, with gaps; "packed": from this layer on, positions
+            count only the tokens that are left. Attention masks (windows, image blocks) keep the original ones.
 
     Raises:
-        FovealError: keep or layer out of range.
+        FovealError: an option out of range.
     """
 
-    keep: int | float
+    keep: int | float | Literal["auto"]
     layer: int = 2
     per_frame: bool = False
+    positions: Positions = "original"
 
     card: ClassVar[MethodCard | None] = None
+    finds_budget: ClassVar[bool] = False
+    own_layer: ClassVar[bool] = False  # observe layer K's own attention, computed for that, instead of K-1's
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, bool) or not isinstance(self.keep, int | float):
-            raise FovealError(
-                f"keep={self.keep!r} is no number: pass a token count such as 64, or a fraction such as 0.25"
-            )
-        if isinstance(self.keep, int) and self.keep < 1:
-            raise FovealError(f"keep={self.keep} must be at least 1 visual token per image")
-        if isinstance(self.keep, float) and not 0 < self.keep <= 1:
-            raise FovealError(
-                f"keep={self.keep} as a fraction must be in (0, 1]; a count of tokens is an int"
-            )
+        self._check_keep()
         if self.layer < self.first_layer():
             raise FovealError(
                 f"layer={self.layer} is too low for {type(self).__name__}, which needs layer >= {self.first_layer()}"
+            )
+        if self.positions not in get_args(Positions):
+            raise FovealError(
+                f'positions={self.positions!r} is neither "original" (kept tokens keep theirs) nor "packed"'
+            )
+
+    def _check_keep(self) -> None:
+        keep = self.keep
+        if keep == "auto":
+            if not self.finds_budget:
+                raise FovealError(
+                    f'keep="auto" needs a method with a budget of its own (TRIM, PruMerge): {type(self).__name__} '
+                    "takes a token count such as 64, or a fraction such as 0.25"
+                )
+            return
+        if isinstance(keep, bool) or not isinstance(keep, int | float):
+            raise FovealError(
+                f"keep={keep!r} is no number: pass a token count such as 64, or a fraction such as 0.25"
+            )
+        if isinstance(keep, int) and keep < 1:
+            raise FovealError(f"keep={keep} must be at least 1 visual token per image")
+        if isinstance(keep, float) and not 0 < keep <= 1:
+            raise FovealError(
+                f"keep={keep} as a fraction must be in (0, 1]; a count of tokens is an int"
             )
 
     @classmethod
     def first_layer(cls) -> int:
         """The smallest layer the method works at: 1 if it observes the layer before."""
-        return 1 if cls.observes() else 0
+        return 1 if cls.observes() and not cls.own_layer else 0
 
     @classmethod
     def observes(cls) -> bool:
         """Whether the method defines `observe`."""
         return cls.observe is not Compressor.observe
 
-    def observe(self, attention: AttentionInputs, prompt: Tensor) -> Tensor:
-        """Reduce the attention inputs of layer K-1 to one number per row; optional.
+    @classmethod
+    def reads(cls) -> bool:
+        """Whether the method defines `read`."""
+        return cls.read is not Compressor.read
+
+    def stages(self, depth: int) -> Sequence[Compressor]:
+        """What acts at single layers of a decoder of `depth` layers: the method itself, unless it has several."""
+        return (self,)
+
+    def options(self) -> dict[str, Any]:
+        """What the method was made with: `get(name, **options)` makes it again."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+
+    def read(self, context: TokenContext) -> Tensor:
+        """Reduce what enters layer 0 to one number per row; optional.
+
+        Returns:
+            (batch, rows), handed to `observe` as `rows.read`.
+        """
+        raise NotImplementedError
+
+    def observe(self, attention: AttentionInputs, rows: Rows) -> Tensor:
+        """Reduce the attention inputs of layer K-1 to what `score` needs of every row; optional.
 
         Args:
             attention: queries and keys of layer K-1, after rotary embedding.
-            prompt: (batch, rows) bool, see `TokenContext.prompt`.
+            rows: which of them are what.
 
         Returns:
-            (batch, rows), handed to `score` as `context.observed`.
+            (batch, rows) or (batch, rows, ...), handed to `score` as `context.observed`.
         """
         raise NotImplementedError
 
@@ -108,10 +169,12 @@ class Compressor:
         """Tokens to keep of images with `lengths` tokens; a fraction is rounded, at least one token stays.
 
         Raises:
-            FovealError: an image has fewer tokens than the count asked for.
+            FovealError: an image has fewer tokens than the count asked for, or the method finds its budget itself.
         """
         if isinstance(self.keep, float):
             return tuple(max(1, math.floor(self.keep * length + 0.5)) for length in lengths)
+        if not isinstance(self.keep, int):
+            raise FovealError(f"{type(self).__name__} must choose its own counts for keep={self.keep!r}")
         shortest = min(lengths)
         if self.keep > shortest:
             raise FovealError(
@@ -119,3 +182,55 @@ class Compressor:
                 "this batch: pass a smaller count, or a fraction such as keep=0.5"
             )
         return (self.keep,) * len(lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedCompressor(Compressor):
+    """A method that drops tokens at several layers.
+
+    Args:
+        layers: the decoder layers at whose entry tokens are dropped, ascending; None for the paper's, scaled to the
+            model's depth.
+    """
+
+    layer: int = field(default=0, init=False, repr=False)
+    layers: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))  # a list, where it was read from a file
+            if not self.layers or list(self.layers) != sorted(set(self.layers)):
+                raise FovealError(f"layers={self.layers} must be one or more layers in ascending order")
+
+    def stages(self, depth: int) -> Sequence[Compressor]:
+        """One compressor a layer."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerCompressor(Compressor, ABC):
+    """A method that chooses between the vision tower and the decoder, whose layers see kept tokens only.
+
+    Works where every patch of the tower becomes one visual token (LLaVA, LLaVA-NeXT, PaliGemma).
+    """
+
+    layer: int = field(default=0, init=False, repr=False)
+
+    observed_layer: ClassVar[int | None] = None  # 0: the tower layer that makes the features; 1: the one behind it
+    needs_class_token: ClassVar[bool] = False
+    needs_text: ClassVar[bool] = False
+    projected: ClassVar[bool] = False  # chooses among what the projector made
+    merges_in_tower: ClassVar[bool] = False  # defines removals() and match() as ToMe does
+
+    @abstractmethod
+    def choose(self, context: TowerContext) -> Selection:
+        """Choose the tokens to keep, and what merges into them."""
+
+    def wants_class_token(self) -> bool:
+        """Whether a tower without class token (SigLIP) has to be refused."""
+        return self.needs_class_token
+
+    def resized(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches of the image that the tower is to see; by default all."""
+        return grid

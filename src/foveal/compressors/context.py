@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-__all__ = ["AttentionInputs", "Selection", "TokenContext", "VisualLayout"]
+__all__ = ["AttentionInputs", "Rows", "Selection", "TokenContext", "TowerContext", "VisualLayout"]
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,15 @@ class AttentionInputs:
         mask: the backend's mask: None (causal), 2-D (batch, keys), 4-D, bool or additive, or a flex block mask.
         scaling: the factor on query-key products.
         softcap: cap of the scores, None in most families.
+        causal: whether no mask means that a query sees no later key; False in vision towers.
     """
 
     query: Tensor
     key: Tensor
     mask: Tensor | BlockMask | None
     scaling: float
-    softcap: float | None
+    softcap: float | None = None
+    causal: bool = True
 
     def without_empty_slots(self, keys: int | None) -> AttentionInputs:
         """Only the first `keys` keys, where a static cache hands over all its slots; None for all."""
@@ -96,35 +98,70 @@ class AttentionInputs:
         Returns:
             (batch, heads, keys) attention probabilities, float32 or wider.
         """
+        return self.rows(query_index[:, None])[:, :, 0]
+
+    def rows(self, query_index: Tensor) -> Tensor:
+        """The soft-max rows of some queries of each sample.
+
+        Args:
+            query_index: (batch, some) which queries of this forward.
+
+        Returns:
+            (batch, heads, some, keys) attention probabilities, float32 or wider.
+        """
         batch, heads, queries, width = self.query.shape
         groups, keys = self.key.shape[1:3]
-        index = query_index.view(batch, 1, 1, 1)
-        query = self.query.gather(2, index.expand(batch, heads, 1, width)).view(batch, groups, -1, width)
-        scores = torch.matmul(query, self.key.transpose(-1, -2)).view(batch, heads, keys) * self.scaling
+        some = query_index.shape[1]
+        index = query_index[:, None, :, None].expand(-1, heads, -1, width)
+        query = self.query.gather(2, index).view(batch, groups, -1, width)
+        scores = torch.matmul(query, self.key.transpose(-1, -2)).view(batch, heads, some, keys) * self.scaling
         if self.softcap:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         scores = self._masked(scores, query_index, keys - queries)
         return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
     def _masked(self, scores: Tensor, query_index: Tensor, past: int) -> Tensor:
-        """Close the keys that the query may not see."""
+        """Close the keys that the queries may not see."""
         mask = self.mask
-        if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+        if self.causal and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
             column = torch.arange(scores.shape[-1], device=scores.device)
-            scores = scores.masked_fill(column > (query_index + past)[:, None, None], float("-inf"))
+            scores = scores.masked_fill(column > (query_index + past)[:, None, :, None], float("-inf"))
         if mask is None:
             return scores
         if isinstance(mask, BlockMask):
-            sample = torch.arange(len(scores), device=scores.device)[:, None]
-            column = torch.arange(scores.shape[-1], device=scores.device)[None]
-            seen = mask.mask_mod(sample, torch.zeros_like(sample), query_index[:, None], column)
+            sample = torch.arange(len(scores), device=scores.device)[:, None, None]
+            column = torch.arange(scores.shape[-1], device=scores.device)[None, None]
+            seen = mask.mask_mod(sample, torch.zeros_like(sample), query_index[:, :, None], column)
             return scores.masked_fill(~seen[:, None], float("-inf"))
         if mask.ndim == 2:
-            return scores.masked_fill(~mask.bool()[:, None, -scores.shape[-1] :], float("-inf"))
+            return scores.masked_fill(~mask.bool()[:, None, None, -scores.shape[-1] :], float("-inf"))
         mask = mask.expand(scores.shape[0], -1, -1, -1)
-        index = query_index.view(-1, 1, 1, 1).expand(-1, mask.shape[1], 1, mask.shape[-1])
-        row = mask.gather(2, index)[:, :, 0]
-        return scores.masked_fill(~row, float("-inf")) if row.dtype == torch.bool else scores + row
+        index = query_index[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1])
+        rows = mask.gather(2, index)
+        return scores.masked_fill(~rows, float("-inf")) if rows.dtype == torch.bool else scores + rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows whose attention a method observes.
+
+    Attributes:
+        prompt: (batch, rows) bool, see `TokenContext.prompt`.
+        visual: (batch, rows) bool: the rows that are visual tokens.
+        text: (batch, texts) the real rows that are no visual token, ascending, right-aligned; -1 is filler.
+        read: what `Compressor.read` returned, (batch, rows), for methods that define it.
+    """
+
+    prompt: Tensor
+    visual: Tensor
+    text: Tensor
+    read: Tensor | None = None
+
+    @property
+    def last(self) -> Tensor:
+        """(batch,) the last row of each sample's prompt."""
+        row = torch.arange(self.prompt.shape[1], device=self.prompt.device)
+        return torch.where(self.prompt, row, 0).amax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -136,8 +173,9 @@ class TokenContext:
         layout: the visual tokens among the rows, grouped by image.
         visual: (batch, rows) bool: the rows that are visual tokens.
         prompt: (batch, rows) bool: real rows up to the first answer being trained on; no padding.
-        observed: what `Compressor.observe` returned, (batch, rows), for methods that define it.
+        observed: what `Compressor.observe` returned, (batch, rows, ...), for methods that define it.
         final_norm: the decoder's last normalisation.
+        whole_lengths: visual tokens that each image had before any stage, on the host.
     """
 
     hidden: Tensor
@@ -146,6 +184,40 @@ class TokenContext:
     prompt: Tensor
     observed: Tensor | None
     final_norm: Callable[[Tensor], Tensor]
+    whole_lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TowerContext:
+    """What a pre-LM method may look at: images between the vision tower and the decoder. All images have one size.
+
+    Attributes:
+        features: (images, tokens, width) what the projector is given; of methods with `projected`, what it made.
+        grid: rows and columns of the patches; their product is the number of visual tokens that the decoder expects.
+        class_token: (images, width) the tower's class token (CLS) in the layer that `features` come from; None in
+            towers without one.
+        attention: queries and keys of the tower layer that the method observes, the class token first where there is
+            one; no mask.
+        image_embeds: (images, tokens, shared) the patches in the space that CLIP shares with text, not normalised.
+        text_embeds: (images, shared) the question about each image in that space, not normalised.
+        slots: (images, tokens) of a method that merges in the tower, the patch that each feature was before; None
+            where nothing merged.
+        members: (images, tokens, patches) the patches that each of those features stands for.
+    """
+
+    features: Tensor
+    grid: tuple[int, int]
+    class_token: Tensor | None = None
+    attention: AttentionInputs | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    slots: Tensor | None = None
+    members: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens that the decoder expects of an image."""
+        return self.grid[0] * self.grid[1]
 
 
 @dataclass(frozen=True)
@@ -156,8 +228,17 @@ class Selection:
         kept: (images, tokens) bool.
         counts: tokens kept per image, on the host; None when only the device knows.
         scores: (images, tokens) the larger the sooner kept, for pictures; None where a method has no such number.
+        mix: (images, kept, tokens) of methods that merge: the m-th kept token of an image, in raster order, becomes the
+            sum of all tokens weighted by row m; rows beyond an image's count are zero. A pre-LM method may weigh the
+            class token in one more column. None where kept tokens stay as they are.
+        sources: (images, kept, tokens) which tokens each kept one stands for, where the method has merged them itself;
+            None where `mix` tells, or every token stands for itself.
+        traced: False where it cannot be told which tokens the kept ones stand for.
     """
 
     kept: Tensor
     counts: tuple[int, ...] | None = None
     scores: Tensor | None = None
+    mix: Tensor | None = None
+    sources: Tensor | None = None
+    traced: bool = True

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveal.compressors.base import Compressor, MethodCard
-from foveal.compressors.context import AttentionInputs, Selection, TokenContext
+from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext
 from foveal.compressors.selection import least_similar_to_pivots, split_evenly, top_per_row
 from foveal.errors import FovealError
 
@@ -41,9 +41,14 @@ class DART(Compressor):
         title="DART",
         paper="arXiv 2502.11494",
         stage="in-LM",
-        rule="least similar to pivots with large keys",
+        summary="least similar to pivots with large keys",
+        rule="Pivots are tokens with large keys in layer K-1: four of the image, four of the prompt behind it.\n"
+        "Each pivot in turn takes the image tokens least cosine-similar to it.\n"
+        "What no pivot took is a duplicate, and is dropped.",
         needs="layer >= 1",
-        weak="ignores the question except through its pivots",
+        tokens="keep after layer K; averaged over D layers (K N + (D - K) keep) / D",
+        weak="ignores the question except through its pivots; small text (OCR)",
+        servable="yes: exactly keep tokens",
     )
 
     def __post_init__(self) -> None:
@@ -53,9 +58,9 @@ class DART(Compressor):
                 f"image_pivots={self.image_pivots} must be at least 1 and text_pivots={self.text_pivots} at least 0"
             )
 
-    def observe(self, attention: AttentionInputs, prompt: Tensor) -> Tensor:
+    def observe(self, attention: AttentionInputs, rows: Rows) -> Tensor:
         """(batch, rows) L1 norm of each row's key over all heads."""
-        keys = attention.key[:, :, -prompt.shape[1] :]
+        keys = attention.key[:, :, -rows.prompt.shape[1] :]
         return keys.abs().sum(dim=(1, 3), dtype=torch.promote_types(keys.dtype, torch.float32))
 
     def select(self, context: TokenContext) -> Selection:
@@ -88,10 +93,9 @@ class DART(Compressor):
         if not self.parity:
             return self.counts(lengths)
         pivots = self.image_pivots + self.text_pivots
-        shares = (
-            int(self.keep * n / pivots if isinstance(self.keep, float) else self.keep // pivots)
-            for n in lengths
-        )
+        keep = self.keep
+        assert keep != "auto"
+        shares = (int(keep * n / pivots if isinstance(keep, float) else keep // pivots) for n in lengths)
         return tuple(
             min(n, pivots * share + self.image_pivots) for n, share in zip(lengths, shares, strict=True)
         )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from foveal.compressors.base import Compressor, MethodCard
-from foveal.compressors.context import AttentionInputs, TokenContext
+from foveal.compressors.context import AttentionInputs, Rows, TokenContext
 
 __all__ = ["FastV"]
 
@@ -27,16 +26,20 @@ class FastV(Compressor):
         title="FastV",
         paper="arXiv 2403.06764",
         stage="in-LM",
-        rule="largest attention from the last prompt token in layer K-1",
+        summary="largest attention from the last prompt token in layer K-1",
+        rule="Take the attention of layer K-1, averaged over heads, in the row of the last prompt token.\n"
+        "Keep the visual tokens with the largest entries.\n"
+        "No other row is computed, whatever the attention backend.",
         needs="layer >= 1",
-        weak="keeps neighbours that say the same; favours late positions",
+        tokens="keep after layer K; averaged over D layers (K N + (D - K) keep) / D",
+        weak="keeps neighbours that say the same; favours late positions; the last token of a chat template knows "
+        "little of the question in early layers",
+        servable="yes: exactly keep tokens",
     )
 
-    def observe(self, attention: AttentionInputs, prompt: Tensor) -> Tensor:
+    def observe(self, attention: AttentionInputs, rows: Rows) -> Tensor:
         """(batch, rows) mean attention of the last prompt token to this forward's rows."""
-        row = torch.arange(prompt.shape[1], device=prompt.device)
-        last = torch.where(prompt, row, 0).amax(dim=1)
-        return attention.row(last).mean(dim=1)[:, -prompt.shape[1] :]
+        return attention.row(rows.last).mean(dim=1)[:, -rows.prompt.shape[1] :]
 
     def score(self, context: TokenContext) -> Tensor:
         """The attention each visual token receives."""

@@ -32,9 +32,14 @@ class Random(Compressor):
         title="Random",
         paper="baseline",
         stage="in-LM",
-        rule="uniform without replacement",
+        summary="uniform without replacement",
+        rule="Rank positions once by the seed, and keep the first.\n"
+        "Every image gets the same ranking; a smaller keep is a subset of a larger one.\n"
+        "The baseline that a method has to beat.",
         needs="nothing",
+        tokens="keep after layer K; averaged over D layers (K N + (D - K) keep) / D",
         weak="small objects and text: nothing protects them",
+        servable="yes: exactly keep tokens",
     )
 
     def score(self, context: TokenContext) -> Tensor:

@@ -20,8 +20,8 @@ from foveal.compressors import Compressor, TokenContext
 from foveal.engine.deepstack import deepen
 from foveal.engine.families import Parts, find_parts
 from foveal.engine.frame import Frame, Stream
-from foveal.engine.hooks import Hooks, current_frame, decide
-from foveal.engine.rows import restore, take
+from foveal.engine.hooks import Hooks, advance, current_frame, decide
+from foveal.engine.rows import restore
 from foveal.errors import FovealError
 
 __all__ = ["lockstep"]
@@ -83,7 +83,7 @@ class _LockstepHooks(Hooks):
         if self.teacher is not None:
             result, index = decide(self.teacher, frame, context, past)
             frame.teacher = result.stream
-            frame.teacher_hidden = context.hidden if index is None else take(context.hidden, index, 1, 0)
+            frame.teacher_hidden = advance(context.hidden, result, index)
         return super()._choose(compressor, frame, context, hidden, past)
 
     def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:

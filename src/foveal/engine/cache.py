@@ -41,6 +41,7 @@ class LayerView:
         offset: logical minus physical index of every later key; a tensor where the cache is static, so that compiled
             graphs do not depend on its value.
         uniform: no filler, so every sample holds the same number of keys.
+        shift: (batch,) by how much later tokens' positions are ahead of the packed ones; None where positions stay.
         table: of a static cache, (batch, slots) logical index of every slot, -1 for filler and slots beyond the end.
         memo: the translated masks of the current step, by the mask they came from.
     """
@@ -48,6 +49,7 @@ class LayerView:
     columns: Tensor
     offset: int | Tensor
     uniform: bool
+    shift: Tensor | None = None
     table: Tensor | None = None
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
@@ -64,12 +66,13 @@ class LayerView:
         table = self.columns_between(0, slots)
         table = table.masked_fill(table >= slots, -1).contiguous()
         offset = torch.as_tensor(self.offset, device=table.device)
-        return LayerView(self.columns, offset, uniform=False, table=table)
+        return LayerView(self.columns, offset, uniform=False, shift=self.shift, table=table)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> None:
         """Change the batch dimension of everything."""
         self.columns = function(self.columns)
         self.table = None if self.table is None else function(self.table)
+        self.shift = None if self.shift is None else function(self.shift)
         self.memo.clear()
 
 

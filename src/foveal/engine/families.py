@@ -27,6 +27,7 @@ class Family:
         tower: the vision tower.
         projector: from the tower's width to the decoder's; inside the tower in some families.
         decoder: the module that owns the decoder layers.
+        patchwise: every patch of the tower becomes one row of the projector, and one visual token.
         tiles: features come per tile, and an image is a whole run of placeholders.
         broken: modalities whose placeholders of one image or clip are broken up by text tokens (row breaks,
             timestamps), so that only the features tell where the next one starts.
@@ -37,6 +38,7 @@ class Family:
     tower: str
     projector: str
     decoder: str = "language_model"
+    patchwise: bool = False
     tiles: bool = False
     broken: frozenset[str] = frozenset()
     frames: Literal["grid", "runs"] | Callable[[Any], int] | None = None
@@ -49,6 +51,7 @@ def _onevision_frame(config: Any) -> int:
 
 
 _LLAVA = Family(tower="vision_tower", projector="multi_modal_projector")
+_PATCHWISE = replace(_LLAVA, patchwise=True)
 _QWEN = Family(tower="visual", projector="visual.merger", frames="grid")
 _QWEN3 = Family(tower="visual", projector="visual.merger", broken=frozenset({"video"}), frames="runs")
 _IDEFICS = Family(tower="vision_model", projector="connector", decoder="text_model")
@@ -60,11 +63,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "idefics3": _IDEFICS,
     "internvl": replace(_LLAVA, tiles=True),
-    "llava": _LLAVA,
-    "llava_next": _LLAVA,
+    "llava": _PATCHWISE,
+    "llava_next": _PATCHWISE,
     "llava_onevision": replace(_LLAVA, frames=_onevision_frame),
     "mistral3": replace(_LLAVA, broken=frozenset({"image"})),
-    "paligemma": _LLAVA,
+    "paligemma": _PATCHWISE,
     "qwen2_5_vl": _QWEN,
     "qwen2_vl": _QWEN,
     "qwen3_vl": _QWEN3,
@@ -110,6 +113,32 @@ class Parts:
     def layers(self) -> nn.ModuleList:
         """The decoder layers, 0-based."""
         return cast(nn.ModuleList, self.decoder.layers)
+
+    @property
+    def tower(self) -> nn.Module:
+        """The vision tower."""
+        return self.base.get_submodule(self.family.tower)
+
+    @property
+    def projector(self) -> nn.Module:
+        """The projector."""
+        return self.base.get_submodule(self.family.projector)
+
+    @property
+    def tower_layers(self) -> nn.ModuleList:
+        """The layers of the vision tower."""
+        return cast(Any, self.tower).encoder.layers  # type: ignore[no-any-return]
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the vision tower puts a class token (CLS) in front of the patches."""
+        return hasattr(getattr(self.tower, "embeddings", None), "class_embedding")
+
+    @property
+    def many_axes(self) -> bool:
+        """Whether positions name the row and column of every patch (M-RoPE)."""
+        config: Any = self.decoder.config
+        return "mrope_section" in (getattr(config, "rope_parameters", None) or {})
 
     def attention(self, layer: int) -> nn.Module:
         """The self-attention module of a layer."""

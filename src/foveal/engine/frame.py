@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from transformers import Cache
 from foveal.compressors.context import Selection, VisualLayout
 from foveal.engine.cache import LayerView, physical_length, static_length, view_of
 from foveal.engine.masks import translate_mask
-from foveal.engine.rows import compact, map_tensors, take
+from foveal.engine.rows import compact, map_tensors, restore, take
 from foveal.errors import FovealError
 
 __all__ = ["Frame", "StageResult", "Stream"]
@@ -29,6 +29,9 @@ class Stream:
         prompt: (batch, kept) bool, real rows before the first answer.
         lengths: visual tokens left of each image, on the host.
         row_counts: rows of each sample, on the host.
+        shift: (batch, kept) by how much the position of each row is ahead of the packed one, which is that of a
+            sequence in which nothing but these rows ever existed; None where positions stay.
+        ahead: (batch,) the same for the rows that follow this forward.
         memo: tables and masks already gathered for this forward, by the object they came from (kept alive there).
         views: cache views already made for this forward, shared by the layers of a stage.
     """
@@ -39,6 +42,8 @@ class Stream:
     prompt: Tensor
     lengths: tuple[int, ...]
     row_counts: tuple[int, ...]
+    shift: Tensor | None = None
+    ahead: Tensor | None = None
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
     views: dict[Any, tuple[LayerView | None, LayerView]] = field(default_factory=dict)
 
@@ -54,6 +59,7 @@ class Stream:
         # Never a single row: behind a cache that would look like a decode step.
         index = compact(keep, max(*row_counts, min(2, keep.shape[1])))
         filler = index < 0
+        shift = None if self.shift is None else take(self.shift, index, 1, 0)
         stream = Stream(
             rows=take(self.rows, index, 1, 0).masked_fill(filler, -1),
             numbers=take(self.numbers, index, 1, 0).masked_fill(filler, -1),
@@ -61,8 +67,16 @@ class Stream:
             prompt=take(self.prompt, index, 1, 0) & ~filler,
             lengths=lengths,
             row_counts=row_counts,
+            shift=shift,
+            ahead=self.ahead,
         )
         return stream, index
+
+    def packed(self, whole: Stream) -> Stream:
+        """These rows at positions that count nothing of `whole`, all rows of this forward, that was dropped."""
+        alive = restore(torch.ones_like(self.rows)[..., None], self.rows, whole.rows.shape[1])[..., 0].bool()
+        dropped = ((whole.text | (whole.numbers >= 0)) & ~alive).cumsum(dim=1)
+        return replace(self, shift=take(dropped, self.rows, 1, 0), ahead=dropped[:, -1])
 
     def grow_view(self, cache: Cache, layer: int, frame_length: int) -> tuple[LayerView, int]:
         """The layer's cache view once these rows are added, and the logical number of keys before them."""
@@ -77,6 +91,7 @@ class Stream:
                 columns=torch.cat([before.to(added.device), added], dim=1),
                 offset=past + frame_length - physical - self.rows.shape[1],
                 uniform=self.uniform and (old is None or old.uniform),
+                shift=_sum(self.ahead, old and old.shift),
             )
             self.views[key] = (old, view.allocated(static_length(cache, layer)))
         return self.views[key][1], past
@@ -118,6 +133,12 @@ class Stream:
         return self.memo[key][1]
 
 
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second.to(first.device)
+
+
 def _counting(length: int, like: Tensor) -> Tensor:
     return torch.arange(length, device=like.device).expand(like.shape[0], -1)
 
@@ -131,6 +152,7 @@ class StageResult:
         past: logical rows of earlier forwards on the same cache.
         stream: the rows that went on.
         selection: the method's decision, over `layout`.
+        whole: all rows of the forward.
     """
 
     layer: int
@@ -138,6 +160,7 @@ class StageResult:
     stream: Stream
     selection: Selection
     layout: VisualLayout
+    whole: Stream
 
 
 @dataclass
@@ -155,6 +178,7 @@ class Frame:
         teacher_hidden: (batch, kept, width) the teacher's residual stream.
         deepstack: (batch, rows, width) what is added behind each of the first layers, in models that do so.
         keys: slots that are filled in the static cache of the layer being observed; None of a cache that grows.
+        read: (batch, rows) what methods read of the embeddings, by the layer they act at.
         observed: what methods observed, by the layer they act at.
         stages: the decisions taken so far.
     """
@@ -169,6 +193,7 @@ class Frame:
     teacher_hidden: Tensor | None = None
     deepstack: list[Tensor] = field(default_factory=list)
     keys: int | None = None
+    read: dict[int, Tensor] = field(default_factory=dict)
     observed: dict[int, Tensor] = field(default_factory=dict)
     stages: list[StageResult] = field(default_factory=list)
 
@@ -215,6 +240,11 @@ class Frame:
         )
         return cls(rows, whole, tuple(text_host), tuple(samples_host), labels)
 
+    @property
+    def decided(self) -> set[int]:
+        """The layers whose stage has been decided."""
+        return {stage.layer for stage in self.stages}
+
     def streams(self, depth: int) -> list[Stream]:
         """The rows of the embeddings, then those behind each of the `depth` layers."""
         found = [self.whole] * (depth + 1)
@@ -227,6 +257,7 @@ class Frame:
     def release(self) -> None:
         """Let go of what only this forward needed; what `stages` say stays."""
         self.deepstack = []
+        self.read = {}
         for result in self.stages:
             result.stream.memo.clear()
             result.stream.views.clear()

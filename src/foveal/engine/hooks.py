@@ -13,15 +13,15 @@ from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
-from foveal.compressors.base import Compressor
-from foveal.compressors.context import AttentionInputs, TokenContext, VisualLayout
+from foveal.compressors.base import Compressor, TowerCompressor
+from foveal.compressors.context import AttentionInputs, Rows, TokenContext, VisualLayout
 from foveal.engine.attributes import replaced
 from foveal.engine.cache import (
     LayerView,
@@ -38,6 +38,8 @@ from foveal.engine.families import Parts
 from foveal.engine.frame import Frame, StageResult, Stream
 from foveal.engine.images import Placeholders, watch_features
 from foveal.engine.masks import real_rows, translate_mask
+from foveal.engine.peek import Peek
+from foveal.engine.positions import RotaryTables
 from foveal.engine.probe import observe_attention
 from foveal.engine.refusals import (
     check_stages,
@@ -50,10 +52,14 @@ from foveal.engine.refusals import (
     refuse_window,
     refuse_wrong_counts,
 )
-from foveal.engine.rows import restore, take
+from foveal.engine.rows import blend, compact, restore, take
+from foveal.engine.tower import TowerStage, marked
 from foveal.errors import FovealError
 
-__all__ = ["Hooks", "current_frame", "decide"]
+if TYPE_CHECKING:
+    from foveal.text_tower import TextTower
+
+__all__ = ["Hooks", "advance", "current_frame", "decide"]
 
 
 @dataclass
@@ -84,26 +90,41 @@ class Hooks:
         parts: the model's modules.
         compressors: the methods, each acting at its own `layer`.
         visual_mask: (batch, rows) bool naming the visual tokens where input_ids cannot.
+        text_tower: what understands questions, for methods that compare them with the image; None to look for one
+            beside the checkpoint.
 
     Raises:
-        FovealError: a layer is beyond the model's depth, methods that do not go together, or a model without visual
-            tokens to drop.
+        FovealError: a layer is beyond the model's depth, methods that do not go together, or a model that lacks visual
+            tokens or what a method needs.
     """
 
     def __init__(
-        self, parts: Parts, compressors: Sequence[Compressor], visual_mask: Tensor | None = None
+        self,
+        parts: Parts,
+        compressors: Sequence[Compressor],
+        visual_mask: Tensor | None = None,
+        text_tower: TextTower | None = None,
     ) -> None:
-        check_stages(compressors, len(parts.layers))
+        depth = len(parts.layers)
+        stages = [stage for compressor in compressors for stage in compressor.stages(depth)]
+        check_stages(stages, depth)
         if not parts.placeholders and visual_mask is None:
             raise FovealError(
                 f"{type(parts.top).__name__} has no image token, so nothing says which tokens are visual: use a "
                 "vision-language model, or pass visual_mask= with inputs_embeds"
             )
         self.parts = parts
-        self.compressors = tuple(sorted(compressors, key=lambda compressor: compressor.layer))
+        self.compressors = tuple(sorted(compressors, key=lambda compressor: compressor.stages(depth)[0].layer))
         self.visual_mask = visual_mask
-        self._at = {compressor.layer: compressor for compressor in self.compressors}
-        first = self.compressors[0].layer
+        self._at = {stage.layer: stage for stage in sorted(stages, key=lambda stage: stage.layer)}
+        first = min(self._at)
+        self._tower = next(
+            (TowerStage(parts, stage, text_tower) for stage in stages if isinstance(stage, TowerCompressor)),
+            None,
+        )
+        packs = any(stage.positions == "packed" for stage in stages)
+        self._tables = RotaryTables(parts.decoder) if packs and not parts.many_axes else None
+        self._peek = Peek()
         self._hooked = tuple(range(first, len(parts.layers)))
         self._deepened = range(parts.deepstack if first < parts.deepstack else 0)
         self._switch = switch_of(parts.decoder)
@@ -115,6 +136,17 @@ class Hooks:
     def last_frame(self) -> Frame | None:
         """The last forward that held visual tokens: of this thread, or if it ran none, of any."""
         return getattr(self._last_here, "frame", self._last)
+
+    @property
+    def questions(self) -> list[str] | None:
+        """Per sample, the question that a pre-LM method compares with the image; None to read it off the prompt."""
+        return None if self._tower is None else self._tower.questions
+
+    @questions.setter
+    def questions(self, questions: list[str] | None) -> None:
+        if self._tower is None:
+            raise FovealError("no method here reads questions")
+        self._tower.questions = questions
 
     def install(self) -> None:
         """Put the hooks in place; `remove` restores the model exactly."""
@@ -128,11 +160,12 @@ class Hooks:
     def _replace(self, undo: ExitStack) -> None:
         """What hooks cannot do."""
         top, first = self.parts.top, self.parts.layers[self._hooked[0]]
+        if self._tower is not None:
+            undo.enter_context(self._tower.installed())
         undo.enter_context(watch_features(self.parts.base))
-        for compressor in self.compressors:
-            if compressor.observes():
-                observer = partial(self._observe, compressor)
-                undo.enter_context(observe_attention(self.parts.attention(compressor.layer - 1), observer))
+        for layer, stages in self._observers().items():
+            observer = partial(self._observe, stages)
+            undo.enter_context(observe_attention(self.parts.attention(layer), observer))
         if top is not self.parts.base:
             # Some wrappers (older PEFT) call the forward and not the module, past its hooks.
             undo.enter_context(replaced(top, "forward", self._noting(top.forward)))
@@ -146,14 +179,23 @@ class Hooks:
             parts.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
             parts.decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
         ]
-        # Keys are counted behind the hook that may drop some.
+        # Keys are counted, and embeddings read, behind the hook that may drop some.
         before = [(index, partial(self._before_layer, index)) for index in self._hooked]
-        observed = [compressor.layer - 1 for compressor in self.compressors if compressor.observes()]
-        before += [(index, partial(self._count_keys, index)) for index in observed]
+        before += [(index, partial(self._count_keys, index)) for index in self._observers()]
+        if any(stage.reads() for stage in self._at.values()):
+            before.append((0, self._read))
         after = [(index, partial(self._after_layer, index)) for index in self._deepened]
         handles += [layers[i].register_forward_pre_hook(hook, with_kwargs=True) for i, hook in before]
         handles += [layers[i].register_forward_hook(hook, with_kwargs=True) for i, hook in after]
         return handles
+
+    def _observers(self) -> dict[int, list[Compressor]]:
+        """The stages that observe the attention of a layer, by layer."""
+        found: dict[int, list[Compressor]] = {}
+        for stage in self._at.values():
+            if stage.observes():
+                found.setdefault(stage.layer - (not stage.own_layer), []).append(stage)
+        return found
 
     def remove(self) -> None:
         """Take every hook away."""
@@ -201,6 +243,8 @@ class Hooks:
             return
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
+        if self._tower is not None:
+            self._tower.ask(kwargs.get("input_ids", args[0] if args else None))
         call.placeholders = self._placeholders(args, kwargs, source)
         call.real = real_rows(kwargs.get("attention_mask"), source, past)
 
@@ -255,13 +299,29 @@ class Hooks:
 
     # ------------------------------------------------------------------ around each layer
 
-    def _observe(self, compressor: Compressor, attention: AttentionInputs) -> None:
+    def _observe(self, stages: Sequence[Compressor], attention: AttentionInputs) -> None:
         frame = _frame.get()
-        # A layer that is checkpointed runs again in the backward pass, when its stage has long been decided.
-        if frame is not None and all(stage.layer != compressor.layer for stage in frame.stages):
-            prompt = frame.current.prompt.to(attention.key.device)
-            attention = attention.without_empty_slots(frame.keys)
-            frame.observed[compressor.layer] = compressor.observe(attention, prompt)
+        peeking = self._peek.running
+        for stage in stages:
+            # A layer that is checkpointed runs again in the backward pass, when its stage has long been decided.
+            if frame is None or stage.own_layer != peeking or stage.layer in frame.decided:
+                continue
+            if not peeking:
+                attention = attention.without_empty_slots(frame.keys)
+            frame.observed[stage.layer] = stage.observe(attention, _rows(frame, stage, attention.key.device))
+        self._peek.stop()
+
+    def _read(self, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Let methods read the embeddings that enter layer 0."""
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        frame = None if _is_decode_step(hidden, kwargs) else _frame.get()
+        if frame is None or frame.read:
+            return
+        for stage in self._at.values():
+            if stage.reads():
+                with torch.no_grad():
+                    read = stage.read(self._context(stage, frame, hidden))
+                frame.read[stage.layer] = restore(read[..., None], frame.current.rows, frame.length)[..., 0]
 
     def _count_keys(self, index: int, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note how many slots of a static cache will be filled when the layer's attention is observed."""
@@ -278,6 +338,8 @@ class Hooks:
         if frame is not None and compressor is not None:
             refuse_unknown_arguments(args, kwargs, hidden.shape[1])
             refuse_old_checkpointing(layer)
+            if compressor.observes() and compressor.own_layer:
+                self._look(frame, index, layer, hidden, kwargs)
             hidden = self._begin(compressor, frame, hidden, kwargs)
         if frame is None or frame.student is None:
             return self._continue_cache(index, hidden, args, kwargs)
@@ -305,11 +367,25 @@ class Hooks:
         """Let the method decide; returns the hidden rows that go on."""
         result, index = decide(compressor, frame, context, past)
         frame.stages.append(result)
-        if index is None:
-            return hidden
-        frame.student = result.stream
-        refuse_lost_labels(frame)
-        return take(hidden, index, 1, 0)
+        if index is not None:
+            frame.student = result.stream
+            refuse_lost_labels(frame)
+        return advance(hidden, result, index)
+
+    def _look(
+        self, frame: Frame, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> None:
+        """Compute the queries and keys that a layer would have of all rows that reach it, and no more of it."""
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        kwargs = {**kwargs, "past_key_values": None}
+        if isinstance(mask, Tensor) and cache is not None:
+            # Without the keys of earlier turns, and the empty slots of a static cache.
+            static = static_length(cache, index) is not None
+            first = int(cache.get_seq_length(index)) if static else mask.shape[-1] - frame.length
+            kwargs["attention_mask"] = mask[..., first : first + frame.length]
+        if frame.student is not None:
+            kwargs = self._physical(frame.student, frame, index, kwargs)
+        self._peek.run(layer, hidden, kwargs)
 
     def _context(self, compressor: Compressor, frame: Frame, hidden: Tensor) -> TokenContext:
         stream, device = frame.current, hidden.device
@@ -323,6 +399,7 @@ class Hooks:
             prompt=stream.prompt.to(device),
             observed=None if observed is None else observed.to(device),
             final_norm=lambda rows: norm(rows).to(device),
+            whole_lengths=frame.whole.lengths,
         )
 
     def _physical(self, stream: Stream, frame: Frame, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -339,7 +416,7 @@ class Hooks:
             if view.table is None:
                 visible = held_keys(logical, index) + stream.rows.shape[1]
                 columns = columns[:, columns.shape[1] - min(visible, columns.shape[1]) :]
-        return stream.translate(
+        kwargs = stream.translate(
             kwargs,
             view=view,
             columns=columns,
@@ -348,18 +425,23 @@ class Hooks:
             length=frame.length,
             attention=self._backend,
         )
+        if self._tables is None:
+            return kwargs
+        before = None if view is None or view.shift is None or stream.ahead is None else view.shift - stream.ahead
+        return self._tables.shifted(kwargs, index, stream.shift, before, stream.memo, id(view))
 
     def _continue_cache(self, index: int, hidden: Tensor, args: Any, kwargs: dict[str, Any]) -> Any:
         """Decode, or a turn without images: every row stays, but the mask must fit the keys of a pruned layer."""
         cache = kwargs.get("past_key_values")
         view = view_of(cache, index)
         mask = kwargs.get("attention_mask")
-        if view is None or (mask is None and view.uniform):
+        if view is None or (mask is None and view.uniform and view.shift is None):
             return None
         assert isinstance(cache, LogicalCache)
         if view.table is not None and torch.compiler.is_compiling():
             # Nothing is remembered: a compiled step must not depend on it.
-            return args, {**kwargs, "attention_mask": self._fit_slots(mask, view.table)}
+            kwargs = {**kwargs, "attention_mask": self._fit_slots(mask, view.table)}
+            return args, self._follow(kwargs, index, view, {})
         static = view.table is not None
         physical, held = (0, 0) if static else (physical_length(cache, index), held_keys(cache, index))
         key = (physical, held, id(mask))
@@ -371,7 +453,15 @@ class Hooks:
                 if view.table is None
                 else self._fit_slots(mask, view.table),
             )
-        return args, {**kwargs, "attention_mask": view.memo[key][1]}
+        return args, self._follow({**kwargs, "attention_mask": view.memo[key][1]}, index, view, view.memo)
+
+    def _follow(
+        self, kwargs: dict[str, Any], index: int, view: LayerView, memo: dict[Any, tuple[Any, Any]]
+    ) -> dict[str, Any]:
+        """Positions behind those that were packed."""
+        if self._tables is None or view.shift is None:
+            return kwargs
+        return self._tables.shifted(kwargs, index, None, view.shift, memo, id(view))
 
     def _fit_slots(self, mask: Any, table: Tensor) -> Any:
         """The mask of a static cache reads no length: it covers all slots at every step."""
@@ -404,6 +494,25 @@ def current_frame() -> Frame | None:
     return _frame.get()
 
 
+def _rows(frame: Frame, stage: Compressor, device: torch.device) -> Rows:
+    """What a stage is told about the rows whose attention it observes."""
+    stream = frame.current
+    read = frame.read.get(stage.layer)
+    return Rows(
+        prompt=stream.prompt.to(device),
+        visual=(stream.numbers >= 0).to(device),
+        text=compact(stream.text, max(frame.text_counts)).to(device),
+        read=None if read is None else take(read, stream.rows, 1, 0).to(device),
+    )
+
+
+def advance(hidden: Tensor, result: StageResult, index: Tensor | None) -> Tensor:
+    """The rows (batch, kept, width) that a stage lets through, merged where it merges; the only step with gradient."""
+    if result.selection.mix is not None:
+        hidden = blend(hidden, result.layout, result.selection)
+    return hidden if index is None else take(hidden, index, 1, 0)
+
+
 def decide(
     compressor: Compressor, frame: Frame, context: TokenContext, past: int
 ) -> tuple[StageResult, Tensor | None]:
@@ -413,16 +522,19 @@ def decide(
         the stage's result, and (batch, kept) the rows to gather; None where every visual token stays.
     """
     with torch.no_grad():
-        selection = compressor.select(context)
+        chosen_before = isinstance(compressor, TowerCompressor)
+        selection = marked(context) if chosen_before else compressor.select(context)
     layout, stream = context.layout, frame.current
     counts = selection.counts or tuple(selection.kept.sum(dim=1).tolist())
     refuse_wrong_counts(compressor, selection, counts)
     if counts == stream.lengths:
-        return StageResult(compressor.layer, past, stream, selection, layout), None
+        return StageResult(compressor.layer, past, stream, selection, layout, frame.whole), None
     chosen = layout.scatter(selection.kept & layout.valid, stream.text.shape)
     keep = stream.text | chosen.to(stream.text.device)
     narrowed, index = stream.narrow(keep, counts, frame.row_counts(counts))
-    return StageResult(compressor.layer, past, narrowed, selection, layout), index
+    if compressor.positions == "packed":
+        narrowed = narrowed.packed(frame.whole)
+    return StageResult(compressor.layer, past, narrowed, selection, layout, frame.whole), index
 
 
 def _source(args: Any, kwargs: dict[str, Any]) -> Tensor | None:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["compact", "map_tensors", "restore", "take"]
+from foveal.compressors.context import Selection, VisualLayout
+
+__all__ = ["blend", "compact", "kept_slots", "map_tensors", "restore", "take"]
 
 
 def compact(keep: Tensor, length: int) -> Tensor:
@@ -51,6 +53,21 @@ def restore(source: Tensor, rows: Tensor, length: int) -> Tensor:
     rows = rows.to(source.device)
     target = torch.where(rows >= 0, rows, length)[..., None].expand_as(source)
     return full.scatter(1, target, source)[:, :length]
+
+
+def blend(hidden: Tensor, layout: VisualLayout, selection: Selection) -> Tensor:
+    """Put merged tokens into the kept slots of (batch, rows, width); the other slots' values mean nothing any more."""
+    assert selection.mix is not None
+    merged = selection.mix.to(hidden.dtype) @ layout.gather(hidden)
+    slots = kept_slots(selection.kept & layout.valid, merged.shape[1])
+    rows = torch.where(layout.valid, layout.rows, hidden.shape[1]).gather(1, slots)
+    room = torch.cat([hidden, hidden.new_zeros(len(hidden), 1, hidden.shape[2])], dim=1)
+    return room.index_put((layout.sample[:, None], rows), merged)[:, :-1]
+
+
+def kept_slots(kept: Tensor, most: int) -> Tensor:
+    """(images, tokens) bool -> (images, most) the columns of the kept ones, ascending, then of some others."""
+    return kept.sort(dim=1, descending=True, stable=True).indices[:, :most]
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:

@@ -10,7 +10,6 @@ import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -94,7 +93,7 @@ def _method_name(methods: Sequence[Compressor]) -> str:
 
 def _options(methods: Sequence[Compressor]) -> dict[str, Any]:
     """The options of the only method, or those of each stage."""
-    options = [asdict(method) for method in methods]
+    options = [method.options() for method in methods]
     return options[0] if len(options) == 1 else {"stages": options} if options else {}
 
 
