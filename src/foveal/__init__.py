@@ -9,42 +9,68 @@ if TYPE_CHECKING:
     from foveal.compression import Run, Stage, attach, compress, detach
     from foveal.compressors import (
         DART,
+        TRIM,
         AttentionInputs,
+        AveragePooling,
+        CDPruner,
         Compressor,
+        DivPrune,
+        Downsample,
         FastV,
         MethodCard,
+        PruMerge,
+        PruMergePlus,
+        PuMer,
+        PyramidDrop,
         Random,
         Rows,
         Selection,
+        SparseVLM,
         StagedCompressor,
         TokenContext,
+        ToMe,
         TowerCompressor,
         TowerContext,
+        VisionZip,
         VisualLayout,
         available,
         get,
         method_class,
     )
     from foveal.loading import load
+    from foveal.text_tower import TextTower
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DART",
+    "TRIM",
     "AttentionInputs",
+    "AveragePooling",
+    "CDPruner",
     "Compressor",
+    "DivPrune",
+    "Downsample",
     "FastV",
     "FovealError",
     "MethodCard",
+    "PruMerge",
+    "PruMergePlus",
+    "PuMer",
+    "PyramidDrop",
     "Random",
     "Rows",
     "Run",
     "Selection",
+    "SparseVLM",
     "Stage",
     "StagedCompressor",
+    "TextTower",
+    "ToMe",
     "TokenContext",
     "TowerCompressor",
     "TowerContext",
+    "VisionZip",
     "VisualLayout",
     "attach",
     "available",
@@ -58,6 +84,7 @@ __all__ = [
 _HOMES = {
     "foveal.compression": ("Run", "Stage", "attach", "compress", "detach"),
     "foveal.loading": ("load",),
+    "foveal.text_tower": ("TextTower",),
 }
 
 

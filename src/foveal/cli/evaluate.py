@@ -134,8 +134,8 @@ def _label(method: Compressor | None) -> str:
     return f"{method.card.name if method.card else type(method).__name__}, {_keep(method.keep)}"
 
 
-def _keep(keep: int | float) -> str:
-    return str(keep) if isinstance(keep, int) else f"{keep:.3g}"
+def _keep(keep: int | float | str) -> str:
+    return f"{keep:.3g}" if isinstance(keep, float) else str(keep)
 
 
 def _name(result: EvaluationResult) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from foveal.compressors.base import Compressor, MethodCard, StagedCompressor, TowerCompressor
+from foveal.compressors.cdpruner import CDPruner
 from foveal.compressors.context import (
     AttentionInputs,
     Rows,
@@ -14,30 +15,68 @@ from foveal.compressors.context import (
     VisualLayout,
 )
 from foveal.compressors.dart import DART
+from foveal.compressors.divprune import DivPrune
+from foveal.compressors.downsample import Downsample
 from foveal.compressors.fastv import FastV
+from foveal.compressors.pooling import AveragePooling
+from foveal.compressors.prumerge import PruMerge, PruMergePlus
+from foveal.compressors.pumer import PuMer
+from foveal.compressors.pyramiddrop import PyramidDrop
 from foveal.compressors.random import Random
+from foveal.compressors.sparsevlm import SparseVLM
+from foveal.compressors.tome import ToMe
+from foveal.compressors.trim import TRIM
+from foveal.compressors.visionzip import VisionZip
 from foveal.errors import FovealError
 
 __all__ = [
     "DART",
+    "TRIM",
     "AttentionInputs",
+    "AveragePooling",
+    "CDPruner",
     "Compressor",
+    "DivPrune",
+    "Downsample",
     "FastV",
     "MethodCard",
+    "PruMerge",
+    "PruMergePlus",
+    "PuMer",
+    "PyramidDrop",
     "Random",
     "Rows",
     "Selection",
+    "SparseVLM",
     "StagedCompressor",
+    "ToMe",
     "TokenContext",
     "TowerCompressor",
     "TowerContext",
+    "VisionZip",
     "VisualLayout",
     "available",
     "get",
     "method_class",
 ]
 
-_METHODS: dict[str, type[Compressor]] = {"dart": DART, "fastv": FastV, "random": Random}
+_METHODS: dict[str, type[Compressor]] = {
+    "cdpruner": CDPruner,
+    "dart": DART,
+    "divprune": DivPrune,
+    "downsample": Downsample,
+    "fastv": FastV,
+    "pooling": AveragePooling,
+    "prumerge": PruMerge,
+    "prumerge+": PruMergePlus,
+    "pumer": PuMer,
+    "pyramiddrop": PyramidDrop,
+    "random": Random,
+    "sparsevlm": SparseVLM,
+    "tome": ToMe,
+    "trim": TRIM,
+    "visionzip": VisionZip,
+}
 
 
 def available() -> tuple[str, ...]:

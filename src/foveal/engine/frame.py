@@ -91,7 +91,7 @@ class Stream:
                 columns=torch.cat([before.to(added.device), added], dim=1),
                 offset=past + frame_length - physical - self.rows.shape[1],
                 uniform=self.uniform and (old is None or old.uniform),
-                shift=_sum(self.ahead, old and old.shift),
+                shift=_sum(self.ahead, None if old is None else old.shift),
             )
             self.views[key] = (old, view.allocated(static_length(cache, layer)))
         return self.views[key][1], past

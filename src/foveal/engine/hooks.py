@@ -114,7 +114,9 @@ class Hooks:
                 "vision-language model, or pass visual_mask= with inputs_embeds"
             )
         self.parts = parts
-        self.compressors = tuple(sorted(compressors, key=lambda compressor: compressor.stages(depth)[0].layer))
+        self.compressors = tuple(
+            sorted(compressors, key=lambda compressor: compressor.stages(depth)[0].layer)
+        )
         self.visual_mask = visual_mask
         self._at = {stage.layer: stage for stage in sorted(stages, key=lambda stage: stage.layer)}
         first = min(self._at)
@@ -180,7 +182,9 @@ class Hooks:
             parts.decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
         ]
         # Keys are counted, and embeddings read, behind the hook that may drop some.
-        before = [(index, partial(self._before_layer, index)) for index in self._hooked]
+        before: list[tuple[int, Callable[..., Any]]] = [
+            (index, partial(self._before_layer, index)) for index in self._hooked
+        ]
         before += [(index, partial(self._count_keys, index)) for index in self._observers()]
         if any(stage.reads() for stage in self._at.values()):
             before.append((0, self._read))
@@ -427,7 +431,9 @@ class Hooks:
         )
         if self._tables is None:
             return kwargs
-        before = None if view is None or view.shift is None or stream.ahead is None else view.shift - stream.ahead
+        before = (
+            None if view is None or view.shift is None or stream.ahead is None else view.shift - stream.ahead
+        )
         return self._tables.shifted(kwargs, index, stream.shift, before, stream.memo, id(view))
 
     def _continue_cache(self, index: int, hidden: Tensor, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -16,9 +16,10 @@ class RotaryTables:
     """Asks the decoder's own rotary embedding, whatever its scaling rule."""
 
     def __init__(self, decoder: nn.Module) -> None:
-        self._rotary: Any = decoder.rotary_emb
+        rotary: Any = decoder.rotary_emb
+        self._rotary = rotary
         config: Any = decoder.config
-        typed = "layer_type" in inspect.signature(self._rotary.forward).parameters
+        typed = "layer_type" in inspect.signature(rotary.forward).parameters
         self._types = config.layer_types if typed else None
 
     def shifted(

@@ -83,7 +83,8 @@ class TowerStage:
     def installed(self) -> Iterator[None]:
         """Put the stage in place; everything is put back exactly on exit."""
         parts, compressor = self.parts, self.compressor
-        layers = parts.tower_layers
+        layers: Any = parts.tower_layers
+        top: Any = parts.top
         _chosen.set(None)
         with ExitStack() as undo:
             undo.enter_context(replaced(parts.projector, "forward", self._choosing(parts.projector.forward)))
@@ -99,7 +100,7 @@ class TowerStage:
             if self._merging is not None:
                 undo.enter_context(self._merging.installed())
             if compressor.needs_text:
-                undo.enter_context(replaced(parts.top, "generate", _asking(parts.top.generate)))
+                undo.enter_context(replaced(top, "generate", _asking(top.generate)))
             yield
 
     def ask(self, ids: Tensor | None) -> None:
@@ -181,7 +182,9 @@ class TowerStage:
             )
         questions = self.questions or self.text_tower.questions(ids)
         if len(questions) != len(ids):
-            raise FovealError(f"run.questions has {len(questions)} texts for {len(ids)} samples: pass one each")
+            raise FovealError(
+                f"run.questions has {len(questions)} texts for {len(ids)} samples: pass one each"
+            )
         embeds = self.text_tower.embed(questions)
         return embeds.repeat_interleave(self._images_per_sample(ids, images), dim=0)
 

@@ -104,16 +104,14 @@ class MergingBlocks:
         _members.set(members)
         if self.merger.proportional and members.slots.shape[1] < members.weights.shape[2]:
             attention_mask = members.sizes.log().to(hidden_states.dtype)[:, None, None]
-        hidden, _ = block.self_attn(
-            block.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs
-        )
+        hidden, _ = block.self_attn(block.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
         hidden = hidden_states + hidden
         if removed:
             assert members.key is not None
             destination, gone = self.merger.match(members.key.mean(dim=1), removed, self.class_token)
             hidden = _merge(hidden, members, destination, gone, removed)
-        hidden = hidden + block.mlp(block.layer_norm2(hidden))
-        return hidden
+        made: Tensor = hidden + block.mlp(block.layer_norm2(hidden))
+        return made
 
 
 def _note_keys(attention: AttentionInputs) -> None:

@@ -1,0 +1,103 @@
+"""CDPruner (arXiv 2506.10967): keep tokens that differ from each other and matter to the question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from foveal.compressors.base import MethodCard, Positions, TowerCompressor
+from foveal.compressors.context import Selection, TowerContext
+from foveal.compressors.selection import greedy_dpp
+from foveal.errors import FovealError
+
+__all__ = ["CDPruner"]
+
+Ranking = Literal["released", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CDPruner(TowerCompressor):
+    """Conditional diversity: greedy MAP of a determinantal point process over the projector's outputs.
+
+    The kernel is r_i cos(i, j) r_j, with r the relevance to the question: the cosine between a patch and the question
+    in CLIP's shared space, stretched to 0..1 within the image. Where the budget exceeds the rank of the features, the
+    rest follows by relevance (the released code repeats picks there, and keeps fewer tokens). Scores are the picking
+    order, counted down: `keep` for the first pick, 1 for the last, 0 for what was dropped.
+
+    Args:
+        ranking: "released": the cosine is negated, as in the released code, and patches UNLIKE the question count as
+            relevant; its authors say they saw this in CLIP only (Theia-4869/CDPruner#14). "paper": as the formula has
+            it, patches like the question.
+        parity: stretch relevance over the whole batch, as the released code does; an image then depends on the others.
+    """
+
+    positions: Positions = "packed"
+    ranking: Ranking = "released"
+    parity: bool = False
+
+    needs_text: ClassVar[bool] = True
+    projected: ClassVar[bool] = True
+    card: ClassVar[MethodCard] = MethodCard(
+        name="cdpruner",
+        title="CDPruner",
+        paper="arXiv 2506.10967",
+        stage="pre-LM",
+        summary="diverse, weighted by CLIP relevance to the question",
+        rule="Relevance is the cosine of patch and question in CLIP's shared space (negated, as released).\n"
+        "Weigh the patches' similarity to each other by the relevance of both.\n"
+        "Pick one by one what adds most volume: relevant, and unlike all that was picked.",
+        needs="a CLIP tower and its text model, for the question",
+        tokens="keep in every layer of the decoder; the question also passes CLIP's text model",
+        weak="small text (OCR); CLIP reads English and 77 tokens (Chinese, long questions); chosen for one question "
+        "(multi-turn); the released sign holds for CLIP alone; as many sequential steps as tokens kept",
+        servable="yes: exactly keep tokens",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ranking not in get_args(Ranking):
+            raise FovealError(
+                f'ranking={self.ranking!r} is neither "released" (as the published code) nor "paper" (as the formula)'
+            )
+
+    def choose(self, context: TowerContext) -> Selection:
+        """Relevance of every patch, then greedy picks."""
+        assert context.image_embeds is not None
+        assert context.text_embeds is not None
+        relevance = self.relevance(context.image_embeds, context.text_embeds[:, None])
+        return self.pick(context.features, relevance)
+
+    def relevance(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """(images, tokens): a little above 0 for the least relevant patch, 1 more for the most; 1 where all are alike.
+
+        Args:
+            image_embeds: (images, tokens, shared).
+            text_embeds: (images, texts, shared), whose cosines are averaged.
+        """
+        cosine = (_unit(image_embeds) @ _unit(text_embeds).transpose(1, 2)).mean(dim=2)
+        signed = -cosine if self.ranking == "released" else cosine
+        lowest, highest = signed.aminmax() if self.parity else signed.aminmax(dim=1, keepdim=True)
+        spread = highest - lowest
+        return torch.where(spread > 0, (signed - lowest + 1e-6) / spread, 1.0)
+
+    def pick(self, features: Tensor, relevance: Tensor) -> Selection:
+        """Greedy MAP, given (images, tokens) relevance."""
+        images, tokens = relevance.shape
+        counts = self.counts((tokens,) * images)
+        unit = _unit(features)
+        kernel = relevance[:, :, None] * (unit @ unit.transpose(1, 2)) * relevance[:, None, :]
+        everything = torch.ones_like(relevance, dtype=torch.bool)
+        wanted = torch.tensor(counts, device=features.device)
+        order = greedy_dpp(kernel, everything, wanted, counts[0])
+        countdown = torch.arange(counts[0], 0, -1, device=features.device, dtype=relevance.dtype)
+        scores = torch.zeros_like(relevance).scatter(1, order, countdown.expand(images, -1))
+        return Selection(kept=scores > 0, counts=counts, scores=scores)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Length 1, in float32 at least."""
+    return functional.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)

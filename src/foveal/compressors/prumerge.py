@@ -1,0 +1,333 @@
+"""PruMerge and PruMerge+ (arXiv 2403.15388): keep what the class token attends to, and fold the rest into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from foveal.compressors.base import MethodCard, Positions, TowerCompressor
+from foveal.compressors.context import AttentionInputs, Selection, TowerContext
+from foveal.compressors.selection import top_per_row, upper_outliers
+from foveal.errors import FovealError
+
+__all__ = [
+    "PruMerge",
+    "PruMergePlus",
+    "Query",
+    "everything",
+    "patch_attention",
+    "released_budget",
+    "take_slots",
+    "with_extra_token",
+]
+
+Query = Literal["class", "mean"]
+BLOCK = 256  # queries whose attention is held at a time
+RELEASED_GRID = 575  # the released code samples the patches before this one, whatever their number
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruMerge(TowerCompressor):
+    """Keep the patches that the class token attends to most in the last layer of a CLIP tower.
+
+    Attention is taken at full width (heads concatenated, scale 1 / sqrt(width)), over all keys, the class token's too.
+    Each kept patch becomes itself plus attention * feature of its `neighbours` nearest patches by key cosine, kept ones
+    included. One extra token closes the sequence: the sum of attention * feature over the patches not kept. Nothing is
+    divided by the sum of the weights, as in the released code. Kept patches stay in raster order.
+
+    keep=64 means 63 patches and the extra token; keep=1 is the extra token alone, summed over all patches. keep="auto"
+    takes, of each image, the patches whose attention lies above Q3 + 1.5 (Q3 - Q1), at least one, and the extra token;
+    the counts are brought to the host once per call.
+
+    Args:
+        neighbours: patches merged into each kept one; all others where there are fewer.
+        query: "class": attention of the class token. "mean", for towers without one: attention that a patch receives,
+            averaged over all patches as queries.
+        parity: the released code's order and budget. Kept patches stand by falling attention. `keep` counts them
+            without the extra token, and a fraction is rounded down. "auto" counts the outliers of the whole batch
+            together, so that an image depends on its batch, and may leave the extra token alone.
+    """
+
+    positions: Positions = "packed"
+    neighbours: int = 32
+    query: Query = "class"
+    parity: bool = False
+
+    observed_layer: ClassVar[int | None] = 1
+    needs_class_token: ClassVar[bool] = True
+    finds_budget: ClassVar[bool] = True
+    card: ClassVar[MethodCard] = MethodCard(
+        name="prumerge",
+        title="PruMerge",
+        paper="arXiv 2403.15388",
+        stage="pre-LM",
+        summary="what the class token attends to, neighbours merged in",
+        rule="Keep the patches that the class token attends to most in the tower's last layer.\n"
+        "Each takes in its 32 nearest patches by key, weighted by attention.\n"
+        "One extra token sums up the patches not kept.",
+        needs='a CLIP tower whose features stop one layer early; without a class token, query="mean"',
+        tokens='keep in every layer, the extra token included; "auto": the outliers of attention and one more',
+        weak="never sees the question; small text (OCR) and small objects beside a salient one; several images or "
+        'tiles have a budget each; "auto" may keep very few',
+        servable='a count or a fraction: yes, exactly keep tokens; "auto": no, the image decides',
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int) or self.neighbours < 0:
+            raise FovealError(f"neighbours={self.neighbours!r} must be a count of patches, 0 or more")
+        if self.query not in get_args(Query):
+            raise FovealError(
+                f'query={self.query!r} is neither "class" (the class token\'s attention) nor "mean" (all patches\')'
+            )
+
+    def wants_class_token(self) -> bool:
+        """Whether the tower must have a class token."""
+        return self.query == "class"
+
+    def choose(self, context: TowerContext) -> Selection:
+        """Patches with the largest attention, their neighbours, and the sum of the rest."""
+        assert context.attention is not None
+        images, tokens = context.features.shape[:2]
+        attention = _full_width(context.attention)
+        received = patch_attention(attention, tokens, self.query)[:, 0]
+        keys = attention.key[:, 0, -tokens:]
+        if self.parity:
+            return self._released(received, keys)
+        counts = self._auto_counts(received) if self.keep == "auto" else self.counts((tokens,) * images)
+        if min(counts) == tokens:
+            return everything(received)
+        chosen = self._chosen(received, torch.tensor(counts, device=received.device) - 1, context.grid)
+        rows = self._merged(_raster_order(chosen, max(counts)), received, keys)
+        return with_extra_token(chosen, rows, received * ~chosen, counts, received)
+
+    def _auto_counts(self, received: Tensor) -> tuple[int, ...]:
+        """Tokens of each image, the extra one included, on the host."""
+        outliers = upper_outliers(received, torch.ones_like(received, dtype=torch.bool)).sum(dim=1)
+        selected = self._with_samples(outliers.clamp(min=1))
+        return tuple((selected + 1).clamp(max=received.shape[1]).tolist())
+
+    def _with_samples(self, outliers: Tensor) -> Tensor:
+        """(images,) patches to keep where so many are outliers."""
+        return outliers
+
+    def _chosen(self, received: Tensor, selected: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(images, tokens) bool, `selected[i]` patches of image i."""
+        return top_per_row(received, selected)
+
+    def _merged(self, order: Tensor, received: Tensor, keys: Tensor) -> Tensor:
+        """(images, kept, tokens) weights: each patch of `order` (images, kept) itself, and its neighbours."""
+        images, kept = order.shape
+        tokens = received.shape[1]
+        unit = functional.normalize(keys, dim=-1)
+        picked = unit.gather(1, order[:, :, None].expand(-1, -1, unit.shape[2]))
+        itself = order[:, :, None] == torch.arange(tokens, device=order.device)
+        similarity = (picked @ unit.transpose(1, 2)).masked_fill_(itself, float("-inf"))
+        count = torch.full(
+            (images * kept,), min(self.neighbours, tokens - 1), dtype=torch.int64, device=order.device
+        )
+        near = top_per_row(similarity.flatten(0, 1), count).view_as(itself)
+        return itself + near * received[:, None]
+
+    def _released(self, received: Tensor, keys: Tensor) -> Selection:
+        """As the released code: by falling attention, then what PruMerge+ samples, then the extra token.
+
+        It merges within a list of N entries, the kept patches followed by the rest. A patch that PruMerge+ keeps twice
+        stands there twice, and the rest then begins later: as many patches at its start are in neither group.
+        """
+        images, tokens = received.shape
+        selected, ratio = released_budget(self.keep, received)
+        order = received.sort(dim=1, descending=True, stable=True).indices[:, :selected]
+        order = torch.cat([order, self._released_samples(order, ratio, tokens)], dim=1)
+        kept = order.shape[1]
+        if kept >= tokens:
+            raise FovealError(
+                f"keep={self.keep} leaves no patch for the extra token of the released code: pass a smaller keep, or "
+                "parity=False"
+            )
+        chosen = torch.zeros_like(received, dtype=torch.bool).scatter_(1, order, True)
+        unchosen_first = chosen.sort(dim=1, stable=True).indices
+        unchosen = tokens - chosen.sum(dim=1, keepdim=True)
+        rest = torch.arange(tokens - kept, device=order.device) + unchosen - (tokens - kept)
+        entries = torch.cat([order, unchosen_first.gather(1, rest)], dim=1)
+
+        weight = received.gather(1, entries)
+        key = keys.gather(1, entries[:, :, None].expand_as(keys))
+        slot = torch.arange(tokens, device=order.device)
+        rows = self._merged(slot[:kept].expand(images, -1), weight, key)
+        rows = torch.cat([rows, (weight * (slot >= kept))[:, None]], dim=1)
+        mix = torch.zeros_like(rows).scatter_add_(2, entries[:, None].expand_as(rows), rows)
+        counts = (kept + 1,) * images
+        return Selection(kept=take_slots(chosen, counts), counts=counts, scores=received, mix=mix)
+
+    def _released_samples(self, order: Tensor, ratio: float, tokens: int) -> Tensor:
+        """(images, samples) patches kept besides those of `order` (images, selected)."""
+        return order[:, :0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruMergePlus(PruMerge):
+    """PruMerge with patches spread evenly over the image beside those with the largest attention.
+
+    Of keep - 1 patches a quarter (rounded up) is chosen by attention, the others evenly from what is left: the first by
+    frac(0.7549 column + 0.5698 row), the dither of the R2 sequence, which covers a grid of any size with any number of
+    samples. keep="auto" takes three samples for each outlier. Merging and the extra token are PruMerge's.
+
+    Args:
+        parity: the released code, whose grid is a stride in raster order. "auto": one image at a time, stride
+            int(int(1 / ratio) / 3) over the first 575 patches, without what attention chose. A fraction: patches by
+            attention (rounded down), then every int(1 / keep)-th; a patch found by both is kept twice, and as many
+            others are lost. Where that code fails, so does this: it needs 575 patches, and as many samples as it
+            chose by attention.
+    """
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="prumerge+",
+        title="PruMerge+",
+        paper="arXiv 2403.15388",
+        stage="pre-LM",
+        summary="PruMerge, and patches spread evenly over the image",
+        rule="Keep a quarter of the budget by the class token's attention, the others evenly over the image.\n"
+        "Each takes in its 32 nearest patches by key, weighted by attention.\n"
+        "One extra token sums up the patches not kept.",
+        needs='a CLIP tower whose features stop one layer early; without a class token, query="mean"',
+        tokens='keep in every layer, the extra token included; "auto": four times the outliers and one more',
+        weak="never sees the question; small text (OCR) between the samples; several images or tiles have a budget "
+        "each",
+        servable='a count or a fraction: yes, exactly keep tokens; "auto": no, the image decides',
+    )
+
+    def _with_samples(self, outliers: Tensor) -> Tensor:
+        return 4 * outliers
+
+    def _chosen(self, received: Tensor, selected: Tensor, grid: tuple[int, int]) -> Tensor:
+        salient = top_per_row(received, (selected + 3) // 4)
+        even = _spread(grid, received.device).expand_as(received).masked_fill(salient, float("-inf"))
+        return salient | top_per_row(even, selected - (selected + 3) // 4)
+
+    def _released_samples(self, order: Tensor, ratio: float, tokens: int) -> Tensor:
+        images, selected = order.shape
+        remedy = "pass parity=False"
+        if not selected or tokens < RELEASED_GRID:
+            raise FovealError(
+                f"the released PruMerge+ needs a patch to keep and {RELEASED_GRID} patches, not {selected} and "
+                f"{tokens}: {remedy}"
+            )
+        step = int(1 / ratio)
+        if self.keep == "auto":
+            if images > 1:
+                raise FovealError(
+                    f'the released PruMerge+ takes one image with keep="auto", not {images}: {remedy}'
+                )
+            taken = set(order[0].tolist())
+            samples = [index for index in range(0, RELEASED_GRID, step // 3) if index not in taken]
+        else:
+            samples = list(range(step // 2, RELEASED_GRID, step))
+            if len(samples) != selected:
+                raise FovealError(
+                    f"the released PruMerge+ needs as many samples as patches, but keep={self.keep} gives "
+                    f"{len(samples)} and {selected}: {remedy}"
+                )
+        return torch.tensor(samples, dtype=torch.int64, device=order.device).expand(images, -1)
+
+
+def patch_attention(attention: AttentionInputs, tokens: int, query: Query) -> Tensor:
+    """The attention that an image's patches receive in a vision tower.
+
+    Args:
+        attention: of one tower layer, the class token first if there is one.
+        tokens: patches of an image.
+        query: from the class token ("class"), or averaged over all patches ("mean").
+
+    Returns:
+        (images, heads, tokens) probabilities among all keys.
+
+    Raises:
+        FovealError: there is no class token.
+    """
+    images, _, keys, _ = attention.key.shape
+    device = attention.key.device
+    if query == "mean":
+        rows = torch.arange(keys - tokens, keys, device=device).expand(images, -1)
+        sums = [attention.rows(block).sum(dim=2) for block in rows.split(BLOCK, dim=1)]
+        received = torch.stack(sums).sum(dim=0) / tokens
+    elif keys == tokens + 1:
+        received = attention.row(torch.zeros(images, dtype=torch.int64, device=device))
+    else:
+        raise FovealError('query="class" needs a vision tower with a class token (CLIP): pass query="mean"')
+    return received[..., keys - tokens :]
+
+
+def released_budget(keep: float | str, scores: Tensor) -> tuple[int, float]:
+    """Tokens that released TRIM and PruMerge keep of every image, and their share. "auto" transfers one number.
+
+    The share of outliers is taken over the whole batch, with quartiles in float32.
+    """
+    tokens = scores.shape[1]
+    if isinstance(keep, int):
+        return keep, keep / tokens
+    if isinstance(keep, float):
+        return int(tokens * keep), keep
+    flat = scores.to(torch.float32).flatten()[None]
+    ratio = upper_outliers(flat, torch.ones_like(flat, dtype=torch.bool)).sum().item() / flat.shape[1]
+    return int(tokens * ratio), ratio
+
+
+def everything(scores: Tensor) -> Selection:
+    """Every token stays as it is; `scores` (images, tokens)."""
+    images, tokens = scores.shape
+    kept = torch.ones_like(scores, dtype=torch.bool)
+    return Selection(kept=kept, counts=(tokens,) * images, scores=scores)
+
+
+def with_extra_token(
+    chosen: Tensor, rows: Tensor, extra: Tensor, counts: tuple[int, ...], scores: Tensor
+) -> Selection:
+    """The chosen tokens in raster order, and one more behind them.
+
+    Args:
+        chosen: (images, tokens) bool, counts[i] - 1 of image i.
+        rows: (images, max(counts), tokens) weights of the m-th chosen token; anything beyond.
+        extra: (images, tokens) weights of the extra token.
+        counts: tokens of each image, the extra one included.
+        scores: (images, tokens).
+    """
+    slot = torch.arange(rows.shape[1], device=rows.device)[:, None]
+    selected = torch.tensor(counts, device=rows.device)[:, None, None] - 1
+    mix = torch.where(slot < selected, rows, extra[:, None] * (slot == selected))
+    return Selection(kept=take_slots(chosen, counts), counts=counts, scores=scores, mix=mix)
+
+
+def take_slots(chosen: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """(images, tokens) bool: the slots of the `chosen` tokens and, up to `counts[i]` in all, the last free ones."""
+    tokens = chosen.shape[1]
+    rank = torch.arange(tokens, device=chosen.device) + tokens * chosen
+    return top_per_row(rank, torch.tensor(counts, device=chosen.device))
+
+
+def _raster_order(chosen: Tensor, most: int) -> Tensor:
+    """(images, most) int64: the chosen tokens in raster order; other tokens beyond them."""
+    return chosen.sort(dim=1, descending=True, stable=True).indices[:, :most]
+
+
+def _full_width(attention: AttentionInputs) -> AttentionInputs:
+    """One head as wide as all, in float32 at least: a product of a thousand channels may overflow in half precision."""
+
+    def concatenated(heads: Tensor) -> Tensor:
+        wide = heads.transpose(1, 2).flatten(2)[:, None]
+        return wide.to(torch.promote_types(wide.dtype, torch.float32))
+
+    query, key = concatenated(attention.query), concatenated(attention.key)
+    return replace(attention, query=query, key=key, scaling=query.shape[-1] ** -0.5)
+
+
+def _spread(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """(1, patches) larger for patches to sample earlier."""
+    row = torch.arange(grid[0], dtype=torch.float64, device=device)[:, None]
+    column = torch.arange(grid[1], dtype=torch.float64, device=device)
+    plastic = 1.324717957244746  # the real root of x^3 = x + 1
+    return -((column / plastic + row / plastic**2) % 1).flatten()[None]

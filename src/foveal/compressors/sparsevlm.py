@@ -1,0 +1,202 @@
+"""SparseVLM (arXiv 2410.04417, version 1): visual tokens ranked by the words that concern the image, in stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from foveal.compressors.base import MethodCard
+from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext
+from foveal.compressors.selection import density_peaks, top_per_row
+from foveal.compressors.staging import FallingCompressor, Stage, merge_matrix, seen_by_text, text_attention
+
+__all__ = ["SparseVLM"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SparseStage(Stage):
+    """Keep what the raters attend to, and merge the best of the rest into a few clusters."""
+
+    method: SparseVLM
+
+    def read(self, context: TokenContext) -> Tensor:
+        """(batch, rows) equal weights of the raters, adding up to 1; 0 for other rows."""
+        affinity, text = rater_affinity(context)
+        mean = affinity.sum(dim=1, keepdim=True) / text.sum(dim=1, keepdim=True).clamp(min=1)
+        raters = (text & (affinity > mean)).to(affinity.dtype)
+        return raters / raters.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def observe(self, attention: AttentionInputs, rows: Rows) -> Tensor:
+        """(batch, rows, 2) the raters' mean attention to this forward's rows, and the last prompt row's."""
+        assert rows.read is not None
+        return text_attention(attention, rows, rows.read)
+
+    def score(self, context: TokenContext) -> Tensor:
+        """The attention each visual token receives from the raters."""
+        return seen_by_text(context)
+
+    def select(self, context: TokenContext) -> Selection:
+        """The largest scores, and clusters of the largest below them."""
+        lengths = context.layout.lengths
+        scores = self.score(context)
+        split = [
+            self._split(length, target) for length, target in zip(lengths, self.targets(context), strict=True)
+        ]
+        counts = tuple(kept + clusters for kept, clusters in split)
+        device = scores.device
+        kept = top_per_row(scores, torch.tensor([kept for kept, _ in split], device=device))
+        if not any(clusters for _, clusters in split):
+            return Selection(kept=kept, counts=counts, scores=scores)
+        return self._recycle(context, scores, kept, split)
+
+    def _split(self, length: int, target: int) -> tuple[int, int]:
+        """How many of an image's tokens to keep, and how many clusters to make of the others."""
+        if self.method.parity:
+            kept = max(1, min(target, length - 1))
+            return kept, _clusters(length - kept) if self.method.recycle else 0
+        if target == length or not self.method.recycle:
+            return target, 0
+        # One token more makes the sum larger by 0 or 1, so the largest that fits meets the target.
+        for kept in range(target - 1, 0, -1):
+            if kept + _clusters(length - kept) <= target:
+                return kept, target - kept
+        return 1, target - 1
+
+    def _recycle(
+        self, context: TokenContext, scores: Tensor, kept: Tensor, split: list[tuple[int, int]]
+    ) -> Selection:
+        """Merge the best of what is dropped."""
+        counts = tuple(kept + clusters for kept, clusters in split)
+        pool, cluster, centers = self._cluster(context, scores, split)
+        slots = _put(kept, centers, torch.ones_like(centers, dtype=torch.bool), centers >= 0)
+        if self.positions == "packed":  # kept tokens first, then clusters, as released
+            own = kept.cumsum(dim=1) - 1
+            goal = kept.sum(dim=1, keepdim=True) + torch.arange(centers.shape[1], device=kept.device)
+        else:  # every token keeps its position
+            own = slots.cumsum(dim=1) - 1
+            goal = own.gather(1, centers.clamp(min=0))
+
+        merged, cluster = cluster >= 0, cluster.clamp(min=0)
+        dtype = torch.promote_types(context.hidden.dtype, torch.float32)
+        size = torch.zeros_like(centers, dtype=dtype).scatter_add(1, cluster, merged.to(dtype))
+        share = 1 / (size + 1e-6 if self.method.parity else size.clamp(min=1))
+        slot = _put(own, pool, goal.gather(1, cluster), merged)
+        weight = _put(kept.to(dtype), pool, share.gather(1, cluster), merged)
+        return Selection(
+            kept=slots, counts=counts, scores=scores, mix=merge_matrix(slot, weight, max(counts))
+        )
+
+    def _cluster(
+        self, context: TokenContext, scores: Tensor, split: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cluster the best of what is dropped.
+
+        Returns:
+            pool (images, pool) int64, the tokens that are merged, best first; cluster (images, pool) int64, the one
+            that each joins, -1 for what is no such token; centers (images, clusters) int64, the tokens at their
+            centers, -1 beyond an image's clusters.
+        """
+        layout, device = context.layout, scores.device
+        sizes = [
+            _pool(length - kept) if clusters else 0
+            for length, (kept, clusters) in zip(layout.lengths, split, strict=True)
+        ]
+        kept, clusters = torch.tensor(split, device=device).unbind(dim=1)
+        place = torch.arange(max(sizes), device=device)
+        valid = place < torch.tensor(sizes, device=device)[:, None]
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        pool = order.gather(1, (kept[:, None] + place).clamp(max=scores.shape[1] - 1))
+        points = context.hidden[layout.sample[:, None], layout.rows.gather(1, pool)]
+        centers, cluster = density_peaks(points, valid, clusters, max(count for _, count in split))
+        return pool, cluster, torch.where(centers >= 0, pool.gather(1, centers.clamp(min=0)), -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseVLM(FallingCompressor):
+    """At each stage keep the visual tokens that the raters attend to most, and recycle the best of the others.
+
+    Raters are words that concern the image, found once in the embeddings: every visual token spreads a soft-max of
+    plain dot products over the prompt's text behind the sample's first image, and words whose mean is above average
+    are raters. A sample with several images has one set of raters, asked about all of them; an image that no rater
+    sees is scored by the last prompt row. The score is the attention of layer K-1 from the raters, averaged over them
+    and over heads.
+
+    Of n dropped tokens the best int(0.3 n) + 1 = m are merged into int(m / 10) + 1 means (`density_peaks`). They stand
+    behind the image's kept tokens if positions are "packed", and where their center stood if "original". They are part
+    of the budget, and may be dropped or merged again by the next stage. A budget too small for them has fewer, so that
+    at least one token is kept.
+
+    `layers` are those behind the paper's, which drop tokens after layers 2, 6 and 15 of 32, scaled to the depth.
+
+    Args:
+        recycle: merge; False keeps the best only.
+        parity: count as the released code does: `keep` and `budgets` are without the clusters, (300, 200) and 110 in
+            the setting it calls 192; every stage drops a token at least; and a cluster is its sum / (size + 1e-6).
+    """
+
+    recycle: bool = True
+    parity: bool = False
+
+    stage: ClassVar[type[Stage]] = _SparseStage
+    default_layers: ClassVar[tuple[int, ...]] = (3, 7, 16)
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="sparsevlm",
+        title="SparseVLM",
+        paper="arXiv 2410.04417",
+        stage="in-LM",
+        summary="largest attention from the question's visual words, in stages; the rest partly merged",
+        rule="Raters are the words that the image's embeddings point at more than on average.\n"
+        "After layers 2, 6 and 15 of 32 keep the visual tokens that the raters attend to most.\n"
+        "The best of the dropped ones are merged into a few clusters, which count as tokens.",
+        needs="layers >= 1; text behind the image",
+        tokens="keep, clusters included, after the last stage; averaged over D layers, with layers K1, K2, K3: "
+        "(K1 N + (K2 - K1) n1 + (K3 - K2) n2 + (D - K3) keep) / D",
+        weak="raters are chosen by embeddings that know no context; in multi-turn chats the first question decides for "
+        "all; small text (OCR) is blurred in clusters",
+        servable="yes: exactly keep tokens, counts known for every layer",
+    )
+
+
+def rater_affinity(context: TokenContext) -> tuple[Tensor, Tensor]:
+    """How much a sample's images point at each word of its prompt behind the first image.
+
+    Returns:
+        (batch, rows) soft-max over those words, averaged over visual tokens, 0 elsewhere; (batch, rows) bool: the
+        words.
+    """
+    visual = context.visual
+    words = context.prompt & ~visual & (visual.cumsum(dim=1) > 0)
+    batch, rows = words.shape
+    # No sample has more text than the batch, whose visual tokens are counted on the host.
+    most = min(rows, batch * rows - sum(context.layout.lengths))
+    listed = (~words).sort(dim=1, stable=True).indices[:, :most]
+    present = words.gather(1, listed)
+    hidden = context.hidden.to(torch.promote_types(context.hidden.dtype, torch.float32))
+    word = hidden.gather(1, listed[:, :, None].expand(-1, -1, hidden.shape[2]))
+    affinity = (hidden @ word.transpose(1, 2)).masked_fill_(~present[:, None], float("-inf")).softmax(dim=2)
+    affinity = affinity.masked_fill_(~visual[:, :, None], 0).sum(dim=1)
+    affinity = affinity / visual.sum(dim=1, keepdim=True).clamp(min=1)
+    affinity = affinity.masked_fill_(~present, 0)  # NaN where a sample has no such word
+    return torch.zeros_like(hidden[:, :, 0]).scatter(1, listed, affinity), words
+
+
+def _put(values: Tensor, columns: Tensor, entries: Tensor, present: Tensor) -> Tensor:
+    """The values with entries (images, some) at their columns, where present."""
+    spare = values.shape[1]
+    padded = functional.pad(values, (0, 1))
+    return padded.scatter(1, torch.where(present, columns, spare), entries)[:, :spare]
+
+
+def _pool(dropped: int) -> int:
+    """How many of the dropped tokens are merged."""
+    return int(0.3 * dropped) + 1
+
+
+def _clusters(dropped: int) -> int:
+    """Into how many clusters."""
+    return int(_pool(dropped) / 10) + 1 if dropped else 0

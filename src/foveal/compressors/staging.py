@@ -1,0 +1,220 @@
+"""What methods with several stages share: their layers and budgets, what text attends to, and merging."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveal.compressors.base import Compressor, Positions, StagedCompressor
+from foveal.compressors.context import AttentionInputs, Rows, TokenContext
+from foveal.errors import FovealError
+
+__all__ = [
+    "FallingCompressor",
+    "Stage",
+    "geometric",
+    "merge_matrix",
+    "scaled_layers",
+    "seen_by_text",
+    "text_attention",
+]
+
+_BLOCK = 64  # text rows whose attention is held at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class FallingCompressor(StagedCompressor):
+    """A method whose budget falls from stage to stage, until `keep` tokens are left of each image.
+
+    Args:
+        positions: "packed": from each stage's layer on, positions count only the tokens that are left; "original":
+            kept tokens keep their position ids, with gaps.
+        budgets: tokens left after each stage but the last, whose budget is `keep`: counts (int), or fractions (float)
+            of the image's original tokens, rounded down. None: stage s of S (from 1) leaves
+            N (keep / N) ** (s / S) of N tokens, rounded to the nearest, so that every stage drops the same fraction.
+            Where an image has fewer tokens than a budget, the stage drops none of them; no stage goes below `keep`.
+
+    A fraction `keep` is one of the image's original tokens, too.
+
+    Raises:
+        FovealError: an option out of range, or as many budgets as do not fit the layers.
+    """
+
+    positions: Positions = "packed"
+    budgets: Sequence[int | float] | None = None
+
+    stage: ClassVar[type[Stage]]
+    default_layers: ClassVar[tuple[int, ...]] = (8, 16, 24)  # of a decoder of 32
+    lowest_layer: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers is not None and self.layers[0] < self.lowest_layer:
+            raise FovealError(
+                f"layers={self.layers} start too low for {type(self).__name__}: the first must be at least "
+                f"{self.lowest_layer}"
+            )
+        if self.budgets is not None:
+            object.__setattr__(self, "budgets", tuple(self.budgets))
+            self._check_budgets(tuple(self.budgets), len(self.layers or self.default_layers))
+
+    def _check_budgets(self, budgets: tuple[int | float, ...], stages: int) -> None:
+        if len(budgets) != stages - 1:
+            raise FovealError(
+                f"budgets={budgets} must name {stages - 1} budgets, one for each of the {stages} stages but the last, "
+                "whose budget is keep"
+            )
+        for budget in budgets:
+            good = budget >= 1 if isinstance(budget, int) else 0 < budget <= 1
+            if isinstance(budget, bool) or not good:
+                raise FovealError(
+                    f"budgets={budgets}: {budget} is neither a count of tokens (an int, at least 1) nor a fraction "
+                    "(a float in (0, 1])"
+                )
+        falling = [*budgets, self.keep]
+        for kind in (int, float):
+            alike = [budget for budget in falling if isinstance(budget, kind)]
+            if alike != sorted(alike, reverse=True):
+                raise FovealError(
+                    f"budgets={budgets} must fall from stage to stage, down to keep={self.keep}"
+                )
+
+    def stages(self, depth: int) -> Sequence[Compressor]:
+        """One compressor a layer.
+
+        Raises:
+            FovealError: the decoder is too shallow for the default layers.
+        """
+        layers = self.layers or scaled_layers(self.default_layers, depth)
+        return tuple(
+            self.stage(
+                keep=self.keep,
+                layer=layer,
+                per_frame=self.per_frame,
+                positions=self.positions,
+                method=self,
+                number=number,
+                of=len(layers),
+            )
+            for number, layer in enumerate(layers)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Compressor):
+    """What acts at one of a method's layers.
+
+    Args:
+        method: the method.
+        number: which stage of it, counted from 0.
+        of: how many stages there are.
+    """
+
+    method: FallingCompressor
+    number: int
+    of: int
+
+    def targets(self, context: TokenContext) -> tuple[int, ...]:
+        """Tokens that this stage is to leave of each image: never more than reach it."""
+        whole, reaching = context.whole_lengths, context.layout.lengths
+        keep = self.counts(whole)
+        budgets = self.method.budgets
+        if budgets is None or self.number == self.of - 1:
+            targets = geometric(keep, whole, self.number, self.of)
+        else:
+            budget = budgets[self.number]
+            targets = tuple(
+                max(final, int(tokens * budget) if isinstance(budget, float) else budget)
+                for final, tokens in zip(keep, whole, strict=True)
+            )
+        return tuple(min(target, tokens) for target, tokens in zip(targets, reaching, strict=True))
+
+
+def geometric(keep: Sequence[int], whole: Sequence[int], number: int, stages: int) -> tuple[int, ...]:
+    """Tokens of each image after stage `number` of `stages`, when every stage drops the same fraction.
+
+    Args:
+        keep: tokens left of each image after the last stage, at least 1.
+        whole: tokens before the first.
+        number: counted from 0.
+        stages: how many there are.
+    """
+    if number == stages - 1:
+        return tuple(keep)
+    share = (number + 1) / stages
+    return tuple(math.floor(n * (k / n) ** share + 0.5) for k, n in zip(keep, whole, strict=True))
+
+
+def scaled_layers(layers: Sequence[int], depth: int, of: int = 32) -> tuple[int, ...]:
+    """Layers of a decoder of `of` layers at the same fractions of one of `depth`: distinct, and at least 1.
+
+    Raises:
+        FovealError: there are too few layers.
+    """
+    scaled: list[int] = []
+    for layer in layers:
+        scaled.append(max(scaled[-1] + 1 if scaled else 1, math.floor(layer * depth / of + 0.5)))
+    if scaled[-1] >= depth:
+        raise FovealError(
+            f"a decoder of {depth} layers is too shallow for {len(scaled)} stages at the default layers "
+            f"({', '.join(map(str, layers))} of {of}): pass layers=, at most {depth - 1}"
+        )
+    return tuple(scaled)
+
+
+def text_attention(attention: AttentionInputs, rows: Rows, weights: Tensor) -> Tensor:
+    """The attention that every row receives from text, averaged over heads.
+
+    Args:
+        attention: of the layer observed.
+        rows: its rows.
+        weights: (batch, rows) of the text rows; the others are not looked at.
+
+    Returns:
+        (batch, rows, 2): the weighted sum over text rows; and that of the last prompt row alone, for `seen_by_text`.
+    """
+    length = rows.prompt.shape[1]
+    last = attention.row(rows.last).mean(dim=1)[:, -length:]
+    total = torch.zeros_like(last)
+    for start in range(0, rows.text.shape[1], _BLOCK):
+        some = rows.text[:, start : start + _BLOCK]
+        index = some.clamp(min=0)
+        weight = weights.gather(1, index).masked_fill(some < 0, 0).to(last.dtype)[:, None]
+        received = attention.rows(index).mean(dim=1)[:, :, -length:]
+        # A row of padding sees nothing: NaN.
+        total += (weight @ received.masked_fill(weight.transpose(1, 2) == 0, 0))[:, 0]
+    return torch.stack([total, last], dim=2)
+
+
+def seen_by_text(context: TokenContext) -> Tensor:
+    """Score visual tokens by `text_attention`, the first two entries of what was observed.
+
+    An image that none of the text rows sees, because it stands behind them or there are none, is scored by the last
+    prompt row.
+
+    Returns:
+        (images, tokens), -inf for padding.
+    """
+    assert context.observed is not None
+    valid = context.layout.valid
+    total, last = context.layout.gather(context.observed[:, :, :2]).unbind(dim=2)
+    seen = total.masked_fill(~valid, 0).amax(dim=1, keepdim=True) > 0
+    return torch.where(seen, total, last).masked_fill(~valid, float("-inf"))
+
+
+def merge_matrix(slot: Tensor, weight: Tensor, slots: int) -> Tensor:
+    """`Selection.mix` of tokens that go to one slot each.
+
+    Args:
+        slot: (images, tokens) int64; anything where `weight` is 0.
+        weight: (images, tokens) of the token in its slot's sum; 0 for tokens that are dropped.
+        slots: the largest number of tokens that an image keeps.
+    """
+    images, tokens = slot.shape
+    mix = weight.new_zeros(images, slots, tokens)
+    return mix.scatter_(1, slot.clamp(0, slots - 1)[:, None], weight[:, None])
