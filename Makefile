@@ -62,7 +62,7 @@ format: $(STAMP)  ## Put the code into shape
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## Measure speed (never asserted in tests)
-	for file in benchmarks/bench_*.py; do $(BIN)/python "$$file" || exit 1; done
+	for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
 
 clean:  ## Remove the environment and everything that was built
 	rm -rf .venv .venv-versions build dist foveal-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

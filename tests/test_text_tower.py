@@ -57,13 +57,13 @@ CHATML = (
     "{% else %}{{ content['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' }}{% endif %}"
 )
-# Mistral's way: nothing but special tokens, and the answer follows the question's end at once.
+# Mistral's way: nothing but special tokens, and no prompt for an answer; those given hold thoughts.
 INST = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST]' }}"
     "{% for content in message['content'] %}"
     "{{ '<image>' if content['type'] == 'image' else content['text'] }}{% endfor %}{{ '[/INST]' }}"
     "{% elif message['role'] == 'system' %}{{ '[SYSTEM_PROMPT]' + message['content'][0]['text'] + '[/SYSTEM_PROMPT]' }}"
-    "{% else %}{{ message['content'][0]['text'] + '</s>' }}{% endif %}{% endfor %}"
+    "{% else %}{{ '<think></think>' + message['content'][0]['text'] + '</s>' }}{% endif %}{% endfor %}"
 )
 SPECIAL = {
     "llava": ("<unk>", "<s>", "</s>", "<pad>", "<image>"),
@@ -250,6 +250,12 @@ def _halved() -> Any:
     model = CLIPModel(pair().config)
     model.load_state_dict(pair().state_dict())
     return model.half().eval()
+
+
+def test_it_follows_the_features_to_their_device() -> None:
+    tower = TextTower(_halved(), clip_tokenizer(), vlm.processor())
+    assert tower.project(torch.zeros(1, 2, 24, device="meta")).device.type == "meta"
+    assert tower.device.type == "meta"
 
 
 def test_nothing_learns() -> None:
@@ -449,6 +455,30 @@ def test_original_placeholders_and_prompts_without_a_template() -> None:
     ids = processor.tokenizer("<image>where is it?</s><pad>", return_tensors="pt")["input_ids"]
     assert tower.questions(ids) == ["where is it?"]
     assert TextTower(pair(), clip_tokenizer(), processor.tokenizer).questions(ids) == ["where is it?"]
+
+
+def test_markers_are_known_as_the_tokenizer_writes_them() -> None:
+    """The bundled tokenizer makes them lower-case."""
+    template = (
+        "{% for message in messages %}{{ 'Question: ' if message['role'] == 'user' else 'Reply: ' }}"
+        "{% for content in message['content'] if content['type'] == 'text' %}{{ content['text'] }}\n{% endfor %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'Reply:' }}{% endif %}"
+    )
+    bundled_parts = vlm.processor().image_processor, vlm.processor().tokenizer
+    processor: Any = LlavaProcessor(*bundled_parts, image_token="<image>", chat_template=template)
+    talk = [said("user", "is there a cat?"), said("assistant", "yes"), said("user", "where is the owl?")]
+    text = processor.apply_chat_template(talk, add_generation_prompt=True)
+    ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
+    assert TextTower(pair(), clip_tokenizer(), processor).questions(ids) == ["where is the owl?"]
+
+
+def test_placeholders_need_not_be_special() -> None:
+    tokenizer = prompter("llava").tokenizer
+    ids = tokenizer("~~~where is it?", return_tensors="pt")["input_ids"]
+    mark = tokenizer.convert_tokens_to_ids("~")
+    for kind in ("image", "video"):
+        processor = SimpleNamespace(tokenizer=tokenizer, **{f"{kind}_token_id": mark})
+        assert TextTower(pair(), clip_tokenizer(), processor).questions(ids) == ["where is it?"]
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=60))

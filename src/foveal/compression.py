@@ -92,11 +92,9 @@ def _sources(selection: Selection, layout: VisualLayout, before: Stage | None) -
         return None
     told = selection.mix if selection.sources is None else selection.sources
     found = []
-    for image, (columns, length) in enumerate(zip(_columns(selection, layout), layout.lengths, strict=True)):
-        if told is None:
-            weights = torch.eye(length)[columns]
-        else:
-            weights = told[image, : len(columns), :length].float().cpu()
+    for image, kept in enumerate(_columns(selection, layout)):
+        length = layout.lengths[image]
+        weights = torch.eye(length)[kept] if told is None else told[image, : len(kept), :length].float().cpu()
         found.append(weights if before is None or before.sources is None else weights @ before.sources[image])
     return found
 

@@ -17,7 +17,7 @@ from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenCo
 from foveal.compressors.pumer import PuMer
 from foveal.compressors.pyramiddrop import PyramidDrop
 from foveal.compressors.sparsevlm import SparseVLM
-from foveal.compressors.staging import FallingCompressor, Stage, geometric, scaled_layers
+from foveal.compressors.staging import FallingCompressor, Stage, geometric, scaled_layers, text_attention
 from foveal.errors import FovealError
 from support.tiny import TOKENS, batch, llava
 
@@ -347,11 +347,25 @@ def test_answers_and_padding_have_no_say(method: type[FallingCompressor]) -> Non
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_image_that_no_text_sees_is_scored_by_the_last_prompt_row(method: type[FallingCompressor]) -> None:
-    made = scene([[3, -9, 5, -20]])
-    chosen = decide(stage_of(method(keep=9)), made)
-    assert chosen.scores is not None
-    torch.testing.assert_close(chosen.scores[1], probabilities(made, 0)[-1, -20:])
-    assert chosen.scores[1].unique().numel() == 20
+    for first, second in ((9, 20), (20, 9)):
+        made = scene([[3, -first, 5, -second]])
+        chosen = decide(stage_of(method(keep=9)), made)
+        assert chosen.scores is not None
+        torch.testing.assert_close(chosen.scores[1, :second], probabilities(made, 0)[-1, -second:])
+        assert chosen.scores[1, :second].unique().numel() == second
+
+
+def test_text_attention_weighs_rows_and_skips_filler() -> None:
+    draw = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, 2, 6, 3, generator=draw, dtype=torch.float64) for _ in range(2))
+    attention = AttentionInputs(query=query, key=key, mask=None, scaling=0.7, causal=False)
+    visual = torch.tensor([[False, True, True, False, False, False]])
+    rows = Rows(prompt=torch.ones_like(visual), visual=visual, text=torch.tensor([[-1, -1, 0, 3, 4, 5]]))
+    weights = torch.tensor([[0.5, 9, 9, 0.2, 0, 0.3]])
+    full = (query @ key.transpose(2, 3) * 0.7).softmax(dim=3).mean(dim=1)[0]
+    total, last = text_attention(attention, rows, weights).unbind(dim=2)
+    torch.testing.assert_close(total[0], 0.5 * full[0] + 0.2 * full[3] + 0.3 * full[5], atol=1e-7, rtol=0)
+    torch.testing.assert_close(last[0], full[5])
 
 
 def test_one_word_is_no_rater_and_the_last_prompt_row_scores() -> None:
@@ -483,6 +497,9 @@ def test_sparsevlm_parity_has_its_clusters_on_top() -> None:
     assert (sums[0, :20] == 1).all()
     assert ((1 - sums[0, 20:23]) * 1e6 < 1.01).all()
     assert (sums[0, 20:23] < 1).all()
+    assert sums[1].tolist() == [1] + [0] * 22
+    assert sums[2, 0] == 1
+    assert 0 < 1 - sums[2, 1] < 1e-5
 
 
 def pumer_by_loops(made: Scene, keep: int, share: float) -> list[set[int]]:

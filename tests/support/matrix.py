@@ -19,6 +19,8 @@ TABLES = {
         "eager, batch 1",
         "eager, ragged",
         "several stages",
+        "merging, packing",
+        "pre-LM",
         "video",
         "flash (2-D masks)",
         "flex",

@@ -158,6 +158,9 @@ def watched(model: Any) -> Iterator[Towers]:
     """Note what the projector of a compressed model is called with."""
     seen = Towers()
     base = model.base_model
+    if not hasattr(base, "multi_modal_projector"):
+        yield seen
+        return
 
     def before(_module: Any, args: Any) -> None:
         seen.features.append(args[0])
@@ -222,12 +225,10 @@ def _rows(
     if selection.mix.shape[2] > len(features):
         assert class_token is not None
         tokens.append(class_token)
-    rows = []
-    for weights in selection.mix[image, : len(slots)].to(features.dtype):
-        rows.append(
-            sum(
-                (w * token for w, token in zip(weights, tokens, strict=True) if w),
-                torch.zeros_like(tokens[0]),
-            )
-        )
-    return torch.stack(rows)
+    none = torch.zeros_like(tokens[0])
+    return torch.stack(
+        [
+            sum((weight * token for weight, token in zip(weights, tokens, strict=True) if weight), none)
+            for weights in selection.mix[image, : len(slots)].to(features.dtype)
+        ]
+    )

@@ -516,7 +516,10 @@ def advance(hidden: Tensor, result: StageResult, index: Tensor | None) -> Tensor
     """The rows (batch, kept, width) that a stage lets through, merged where it merges; the only step with gradient."""
     if result.selection.mix is not None:
         hidden = blend(hidden, result.layout, result.selection)
-    return hidden if index is None else take(hidden, index, 1, 0)
+    if index is None:
+        return hidden
+    # Filler repeats a row that stays: attention multiplies what it hides by zero, and a dropped row may hold NaN.
+    return take(hidden, torch.where(index < 0, index[:, -1:], index), 1, 0)
 
 
 def decide(

@@ -17,7 +17,7 @@ __all__ = ["Peek"]
 _running: ContextVar[bool] = ContextVar("foveal_peeking", default=False)
 
 
-class _Seen(Exception):
+class _Seen(BaseException):  # no error: no `except Exception` on the way may stop it
     """Leaves the attention module once its inputs were observed."""
 
 

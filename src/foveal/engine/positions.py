@@ -36,7 +36,8 @@ class RotaryTables:
         Args:
             kwargs: the layer's arguments.
             layer: which layer it is.
-            rows, past: how far; None for not at all.
+            rows: how far each row; None for not at all.
+            past: how far each sample; None for not at all.
             memo: tables made already; layers of one stage share them.
             view: names the cache view that `past` comes from.
         """

@@ -1,7 +1,7 @@
 """What the engine costs where it saves nothing: prefill, generate and decode steps under `compress`, beside the plain
 model.
 
-    python benchmarks/bench_overhead.py
+    python benchmarks/overhead.py
 
 One process, one thread, float32, random weights: a LLaVA whose language model has hidden size 512 and 8 layers, on 700
 tokens, 576 of them visual, batch 1 and four samples of unequal length; and its language model alone. Tokens are dropped

@@ -1,6 +1,6 @@
 """What a training step costs: EPIC in lock-step, beside plain fine-tuning and the two-forward formulation.
 
-    python benchmarks/bench_training.py
+    python benchmarks/training.py
 
 One process, one thread, the bundled model's shape, 16 samples of 144 visual and about 60 text tokens. Each round takes
 one step of each kind, forward and backward, at the same progress; medians over rounds at t = 0, 0.25, ... 1. Plain
