@@ -16,7 +16,7 @@ import foveal
 from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext, VisualLayout
 from foveal.compressors.pumer import PuMer
 from foveal.compressors.pyramiddrop import PyramidDrop
-from foveal.compressors.sparsevlm import SparseVLM
+from foveal.compressors.sparsevlm import SparseVLM, rater_affinity
 from foveal.compressors.staging import FallingCompressor, Stage, geometric, scaled_layers, text_attention
 from foveal.errors import FovealError
 from support.tiny import TOKENS, batch, llava
@@ -87,9 +87,9 @@ def scene(samples: list[list[int]], seed: int = 0, answers: int = 0, first: int 
         hidden=values(1, FEATURES),
         attention=AttentionInputs(
             query=values(2, HEADS, WIDTH).transpose(1, 2),
-            key=values(3, GROUPS, WIDTH).transpose(1, 2),
+            key=values(3, GROUPS, WIDTH).transpose(1, 2) / 20,
             mask=mask[:, None],
-            scaling=1.0,
+            scaling=20,
         ),
         rows=Rows(prompt=prompt, visual=numbers >= 0, text=torch.tensor(listed)),
         layout=VisualLayout.of(numbers, tuple(numbers[numbers >= 0].bincount().tolist())),
@@ -113,6 +113,7 @@ def probabilities(made: Scene, sample: int) -> Tensor:
     key = key.repeat_interleave(HEADS // GROUPS, dim=0)
     scores = query @ key.transpose(1, 2)
     assert isinstance(made.attention.mask, Tensor)
+    scores = scores * made.attention.scaling
     return scores.masked_fill(~made.attention.mask[sample], float("-inf")).softmax(dim=-1).mean(dim=0)
 
 
@@ -375,6 +376,12 @@ def test_one_word_is_no_rater_and_the_last_prompt_row_scores() -> None:
     chosen = decide(stage, made)
     assert chosen.scores is not None
     torch.testing.assert_close(chosen.scores[0], probabilities(made, 0)[-1, 3:23])
+
+
+def test_a_sample_without_words_beside_one_with_some() -> None:
+    affinity, words = rater_affinity(scene([[3, -9], [3, -9, 4]]).context())
+    assert words.sum(dim=1).tolist() == [0, 4]
+    torch.testing.assert_close(affinity.sum(dim=1), torch.tensor([0.0, 1.0], dtype=affinity.dtype))
 
 
 def test_a_batch_without_any_text() -> None:

@@ -40,16 +40,13 @@ class _PuMerStage(Stage):
         assert context.observed is not None
         layout, scores = context.layout, self.score(context)
         counts = self.targets(context)
-        if counts == layout.lengths:
-            return Selection(kept=layout.valid, counts=counts, scores=scores)
         split = [self._split(*pair) for pair in zip(layout.lengths, counts, strict=True)]
         left, merges = torch.tensor(split, device=scores.device).unbind(dim=1)
         left = top_per_row(scores, left)
-        keys = layout.gather(context.observed[:, :, 2:])
-        goal, merged_away = bipartite_match(keys, left, merges)
-        kept = left & ~merged_away
         if not any(count for _, count in split):
-            return Selection(kept=kept, counts=counts, scores=scores)
+            return Selection(kept=left, counts=counts, scores=scores)
+        goal, merged_away = bipartite_match(layout.gather(context.observed[:, :, 2:]), left, merges)
+        kept = left & ~merged_away
         members = torch.zeros_like(goal).scatter_add(1, goal, left.long())
         weight = left / members.gather(1, goal).clamp(min=1).to(scores.dtype)
         slot = (kept.cumsum(dim=1) - 1).gather(1, goal)
