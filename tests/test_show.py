@@ -7,7 +7,7 @@ from PIL import Image
 
 import foveal
 from foveal.evaluation.runner import encode, generate_answers
-from foveal.show import grid_of, heat_map, overlay, seen_images, side_by_side, stage_pictures
+from foveal.show import grid_of, heat_map, merge_map, overlay, seen_images, side_by_side, stage_pictures
 from support import vlm
 
 RED = Image.new("RGB", (40, 40), (200, 0, 0))
@@ -79,7 +79,27 @@ def test_the_model_saw_the_picture() -> None:
         seen_images(torch.zeros(1, 5, 3, 8, 8), vlm.processor())
 
 
-@pytest.mark.parametrize(("method", "panels"), [(foveal.FastV(keep=9), 3), (foveal.DART(keep=9), 2)])
+def test_merge_map_gives_patches_of_one_token_one_color() -> None:
+    sources = torch.tensor([[0.5, 0.0, 0.5, 0.0, 0.0, 0.0], [0.0, 1.0, 0.1, 0.0, 0.0, 0.0]])
+    drawn = merge_map(RED, sources, (2, 3), width=60)
+    colors = [patch(drawn, *divmod(index, 3), (2, 3)) for index in range(6)]
+    assert colors[0] == colors[2] != colors[1]
+    assert colors[3] == colors[4] == colors[5]
+    assert colors[3] not in (colors[0], colors[1])
+    with pytest.raises(foveal.FovealError, match="6 tokens"):
+        merge_map(RED, sources, (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("method", "panels"),
+    [
+        (foveal.FastV(keep=9), 3),
+        (foveal.DART(keep=9), 2),
+        (foveal.AveragePooling(keep=9), 3),
+        (foveal.PyramidDrop(keep=9, layers=(1, 2, 3)), 5),
+        (foveal.VisionZip(keep=9), 4),
+    ],
+)
 def test_pictures_of_a_run(method: foveal.Compressor, panels: int) -> None:
     model, images = vlm.model(), [vlm.picture(0), vlm.picture(1)]
     with foveal.compress(model, method) as run:

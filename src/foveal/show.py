@@ -1,4 +1,4 @@
-"""Pictures of what a method kept: kept patches bright, dropped ones dimmed; scores as a heat map."""
+"""Pictures of what a method kept: kept patches bright, dropped ones dimmed; scores as a heat map; merges in colour."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from torch import Tensor
 from foveal.compression import Run
 from foveal.errors import FovealError
 
-__all__ = ["grid_of", "heat_map", "overlay", "seen_images", "side_by_side", "stage_pictures"]
+__all__ = [
+    "grid_of",
+    "heat_map",
+    "merge_map",
+    "overlay",
+    "seen_images",
+    "side_by_side",
+    "stage_pictures",
+]
 
 WIDTH = 480
 _EDGE = (255, 149, 0)
@@ -82,6 +90,35 @@ def heat_map(
     return Image.blend(base, Image.fromarray(colors).resize(base.size, Image.Resampling.NEAREST), 0.6)
 
 
+def merge_map(
+    image: Image.Image, sources: Tensor, grid: tuple[int, int], width: int = WIDTH
+) -> Image.Image:
+    """The image with one colour for all patches that went into the same kept token; the others are grey.
+
+    Args:
+        image: what the model saw.
+        sources: (kept, tokens) weight of each token in each kept one, see `Stage.sources`. A patch with a share in
+            several kept tokens has the colour of the largest.
+        grid: rows and columns of tokens.
+        width: of the result, in pixels.
+
+    Raises:
+        FovealError: there is not one column per token of the grid.
+    """
+    if sources.shape[1] != grid[0] * grid[1]:
+        raise FovealError(
+            f"{sources.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]} tokens"
+        )
+    weights = sources.abs()
+    owner = weights.argmax(dim=0).numpy()
+    # Neighbouring numbers get colours far apart: steps of the golden ratio around the wheel.
+    colors = (colormaps["hsv"]((owner * 0.618034) % 1.0)[:, :3] * 255).astype(np.uint8)
+    colors[~(weights > 0).any(dim=0).numpy()] = 255
+    base = _enlarge(image, width).convert("L").convert("RGB")
+    paint = Image.fromarray(colors.reshape(*grid, 3)).resize(base.size, Image.Resampling.NEAREST)
+    return Image.blend(base, paint, 0.5)
+
+
 def _enlarge(image: Image.Image, width: int) -> Image.Image:
     """Small images stay crisp, large ones are resampled smoothly."""
     height = round(image.height * width / image.width)
@@ -128,7 +165,7 @@ def seen_images(pixel_values: Tensor, processor: Any) -> list[Image.Image]:
 
 
 def stage_pictures(run: Run, images: Sequence[Image.Image], tokens: int) -> list[Image.Image]:
-    """One picture per image of the last forward: the image, what was kept, and the scores where there are any.
+    """One picture per image of the last forward: the image, what each stage kept, merges and scores if there are any.
 
     Args:
         run: the compressor at work, after a forward or `generate`.
@@ -138,15 +175,24 @@ def stage_pictures(run: Run, images: Sequence[Image.Image], tokens: int) -> list
     Raises:
         FovealError: nothing was compressed yet, or the images are not those of the last forward.
     """
-    stage, grid = run.stages[0], grid_of(tokens)
-    if len(images) != len(stage.kept_in_image):
+    stages, grid = run.stages, grid_of(tokens)
+    first, last = stages[0], stages[-1]
+    if len(images) != len(first.kept_in_image):
         raise FovealError(
-            f"{len(images)} pictures given, but the last forward had {len(stage.kept_in_image)} images"
+            f"{len(images)} pictures given, but the last forward had {len(first.kept_in_image)} images"
         )
     sheets = []
     for number, image in enumerate(images):
-        panels = [_enlarge(image, WIDTH), overlay(image, stage.kept_in_image[number], grid)]
-        if stage.scores is not None:
-            panels.append(heat_map(image, stage.scores[number], grid))
+        panels = [_enlarge(image, WIDTH)]
+        panels += [overlay(image, stage.kept_in_image[number], grid) for stage in stages]
+        if last.sources is not None and _merges(last.sources[number]):
+            panels.append(merge_map(image, last.sources[number], grid))
+        if first.scores is not None:
+            panels.append(heat_map(image, first.scores[number], grid))
         sheets.append(side_by_side(panels))
     return sheets
+
+
+def _merges(sources: Tensor) -> bool:
+    """Whether some kept token stands for several."""
+    return bool(((sources != 0).sum(dim=1) > 1).any())
