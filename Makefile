@@ -11,7 +11,7 @@ test test-nightly test-versions support: export OMP_NUM_THREADS = 1
 VERSIONS ?= 5.16.0 5.19.0 newest
 VERSION_TESTS := tests/engine tests/compressors tests/test_compress.py tests/distillation/test_lockstep.py
 
-.PHONY: help install demo test test-nightly test-versions support lint bench format clean always
+.PHONY: help install demo test test-nightly test-versions support methods lint bench format clean always
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -35,6 +35,9 @@ test-nightly: $(STAMP)  ## Run also the long tests, and 500 random combinations 
 
 support: $(STAMP)  ## Make docs/support.md from the engine's tests
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "nightly or not nightly" --support-matrix docs/support.md tests/engine
+
+methods: $(STAMP)  ## Make docs/methods.md from the methods' cards
+	$(BIN)/python -m foveal.cli.methods_page docs/methods.md
 
 test-versions: $(VERSIONS:%=.venv-versions/%/.installed)  ## Run the engine's tests on several versions of transformers
 	@failed=0; for version in $(VERSIONS); do \

@@ -168,7 +168,7 @@ STOPWATCH = Stopwatch()
 
 def install(llava: Any) -> None:
     """Time whatever a compressed forward does beside the decoder."""
-    engine = ("_before_base", "_before_decoder", "_before_layer", "_physical", "_after_decoder")
+    engine = ("_before_base", "_before_decoder", "_before_layer", "_context", "_physical", "_after_decoder")
     STOPWATCH.wrap(hooks.Hooks, "other", *engine)
     STOPWATCH.wrap(hooks.Hooks, "selection", "_observe", "_read", "_look")
     STOPWATCH.wrap(hooks, "selection", "decide")

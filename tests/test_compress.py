@@ -330,7 +330,7 @@ def test_answers_do_not_choose_the_tokens() -> None:
         (lambda: foveal.FastV(keep=4, layer=0), "layer=0 is too low for FastV"),
         (lambda: foveal.DART(keep=4, image_pivots=0), "image_pivots=0 must be at least 1"),
         (lambda: foveal.Random(keep=4, layer=-1), "layer=-1 is too low"),
-        (lambda: foveal.get("fastvv", keep=4), "unknown method 'fastvv': choose one of dart, fastv, random"),
+        (lambda: foveal.get("fastvv", keep=4), "unknown method 'fastvv': choose one of cdpruner, dart"),
         (lambda: foveal.get("dart", keep=4, ratio=2), "unexpected keyword argument 'ratio'"),
         (lambda: foveal.get("dart"), "missing .* 'keep'"),
         (lambda: foveal.attach(llava(), foveal.DART(keep=4, layer=6)), "layer=6 is beyond .* layers 0 to 5"),

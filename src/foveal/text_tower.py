@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -171,7 +172,7 @@ class TextTower(nn.Module):
             (batch, shared), not normalised, float32 or wider.
         """
         ids, mask = ids.to(self.device), mask.to(self.device)
-        with torch.autocast(ids.device.type, enabled=False):
+        with _no_autocast(ids.device):
             states = self.text_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
             # The model's own pooling takes the largest id as the end where its config says 2, as old ones do.
             end = ids.eq(self.tokenizer.eos_token_id).int().argmax(dim=1)
@@ -201,7 +202,7 @@ class TextTower(nn.Module):
             self.to(features.device)
             matrix = self.visual_projection.weight
         dtype = torch.promote_types(_wide(features), matrix.dtype)
-        with torch.autocast(features.device.type, enabled=False):
+        with _no_autocast(features.device):
             weight, bias = norm.weight.to(dtype), norm.bias.to(dtype)
             states = functional.layer_norm(features.to(dtype), norm.normalized_shape, weight, bias, norm.eps)
             return functional.linear(states, matrix.to(dtype))
@@ -281,6 +282,12 @@ class TextTower(nn.Module):
 def _shared(one: Sequence[str], two: Sequence[str]) -> list[str]:
     """What both begin with."""
     return [unit for unit, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False))]
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Training may lower the precision of what it computes; this is not part of it."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

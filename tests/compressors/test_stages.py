@@ -199,6 +199,7 @@ def test_stages_are_what_the_method_was_made_with(method: type[FallingCompressor
         ({"keep": 4, "budgets": [9, 0]}, "neither a count"),
         ({"keep": 4, "budgets": [1.5, 4]}, "neither a count"),
         ({"keep": 4, "budgets": [True, True]}, "neither a count"),
+        ({"keep": 4, "budgets": ["9", 8]}, "neither a count"),
         ({"keep": 4, "budgets": [9, 10]}, "must fall"),
         ({"keep": 4, "budgets": [9, 3]}, "must fall"),
         ({"keep": 0.25, "budgets": [0.5, 0.2]}, "must fall"),

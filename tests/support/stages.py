@@ -105,7 +105,25 @@ def decided(model: Any, real: Tensor, found: list[Decision]) -> Iterator[None]:
                     handles.append(layers[index].register_forward_pre_hook(pack, with_kwargs=True))
             for handle in handles:
                 undo.callback(handle.remove)
+        add = partial(_merge_features, found)
+        undo.callback(model.get_decoder().register_forward_pre_hook(add, with_kwargs=True).remove)
         yield
+
+
+def _merge_features(found: list[Decision], _decoder: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """DeepStack adds a token's features to where the token is now."""
+    features = kwargs.get("deepstack_visual_embeds")
+    if features is None:
+        return None
+    visual = kwargs["visual_pos_masks"]
+    behind = []
+    for layer, embeds in enumerate(features):
+        whole = embeds.new_zeros(*visual.shape, embeds.shape[-1]).masked_scatter(visual[..., None], embeds)
+        for decision in found:
+            if decision.layer <= layer:
+                (whole,), _ = _merge(decision.merges, None, (whole,), {})
+        behind.append(whole[visual])
+    return args, {**kwargs, "deepstack_visual_embeds": behind}
 
 
 def _merge(merges: list[Merge], _layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from foveal.cli import ask, demo, evaluate, methods, train
+from foveal.cli.common import join_values
 from foveal.errors import FovealError
 
 __all__ = ["app", "main"]
@@ -33,8 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: in place of `sys.argv[1:]`.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["eval"]:
+        words = join_values(words, ("--keep", "--method"))
     try:
-        app(args=None if arguments is None else list(arguments))
+        app(args=words)
     except (FovealError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"foveal: {message}", file=sys.stderr)  # noqa: T201

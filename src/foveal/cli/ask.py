@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.common import ModelOption, load_model, make_method, parse_keep, print_json, screen
+from foveal.cli.common import (
+    Budget,
+    LayerOption,
+    ModelOption,
+    layer_option,
+    load_model,
+    make_method,
+    parse_keep,
+    print_json,
+    screen,
+)
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
@@ -32,9 +42,7 @@ def ask(
     keep: Annotated[
         str | None, typer.Option(help="Visual tokens kept, a number or a fraction. Default: 1/9.")
     ] = None,
-    layer: Annotated[
-        int | None, typer.Option(help="Decoder layer at whose entry tokens are dropped, from 0. Default: 2.")
-    ] = None,
+    layer: LayerOption = None,
     out: Annotated[Path | None, typer.Option(help="Draw the kept tokens into this PNG or JPEG file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -59,24 +67,29 @@ def ask(
         return
     screen().print(reply["answer"], style="bold", markup=False, soft_wrap=True)
     if compressor is not None:
-        counts = f"{reply['kept']} of {reply['visual_tokens']} visual tokens from layer {compressor.layer} on"
+        counts = f"{reply['kept']} of {reply['visual_tokens']} visual tokens {_where(reply['stages'])}"
         screen().print(f"{reply['method']} kept {counts}", style="dim")
     if out is not None:
         screen().print(f"kept tokens drawn in {out}", style="dim", markup=False, soft_wrap=True)
 
 
-def _choose(model: Any, method: str | None, keep: int | float | None, layer: int | None) -> Compressor | None:
+def _where(stages: list[dict[str, int]]) -> str:
+    """Since when only the tokens kept are there."""
+    *earlier, last = stages
+    where = f"from layer {last['layer']} on" if last["layer"] else "before the decoder"
+    before = ", ".join(f"{stage['kept']} from layer {stage['layer']}" for stage in earlier)
+    return f"{where} ({before})" if before else where
+
+
+def _choose(model: Any, method: str | None, keep: Budget | None, layer: int | None) -> Compressor | None:
     """The method named on the command line, else the one the checkpoint was trained for, else DART."""
     from foveal.loading import recorded_compressor
 
     recorded = recorded_compressor(model)
     if method is not None or recorded is None:
-        return make_method(method or "dart", 1 / 9 if keep is None else keep, 2 if layer is None else layer)
-    return replace(
-        recorded,
-        keep=recorded.keep if keep is None else keep,
-        layer=recorded.layer if layer is None else layer,
-    )
+        return make_method(method or "dart", 1 / 9 if keep is None else keep, layer)
+    changed: dict[str, Any] = {} if keep is None else {"keep": keep}
+    return replace(recorded, **changed | layer_option(type(recorded), layer))
 
 
 def _reply(
@@ -101,9 +114,16 @@ def _reply(
             return reply
         if out is not None:
             _draw(run, inputs, processor, tokens, out)
-        kept = run.kept[0].tolist()
-    name = compressor.card.name if compressor.card else type(compressor).__name__
-    return {**reply, "kept": len(kept), "positions": kept, "method": name, "options": compressor.options()}
+        stages = run.stages
+    kept = stages[-1].kept[0].tolist()
+    return {
+        **reply,
+        "kept": len(kept),
+        "positions": kept,
+        "method": compressor.card.name if compressor.card else type(compressor).__name__,
+        "options": compressor.options(),
+        "stages": [{"layer": stage.layer, "kept": len(stage.kept[0])} for stage in stages],
+    }
 
 
 def _draw(run: Any, inputs: Any, processor: Any, tokens: int, out: Path) -> None:

@@ -1,10 +1,12 @@
-"""What the commands share: reading `--keep`, loading a model quietly, and the consoles."""
+"""What the commands share: reading `--keep` and `--layer`, loading a model quietly, and the consoles."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
+from dataclasses import fields
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,14 +16,32 @@ from foveal.errors import FovealError
 if TYPE_CHECKING:
     from foveal.compressors import Compressor
 
-__all__ = ["LayerOption", "ModelOption", "load_model", "make_method", "parse_keep", "print_json", "screen"]
+__all__ = [
+    "Budget",
+    "LayerOption",
+    "ModelOption",
+    "join_values",
+    "layer_option",
+    "load_model",
+    "make_method",
+    "parse_keep",
+    "print_json",
+    "screen",
+    "split_values",
+]
 
+Budget = int | float | Literal["auto"]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="A checkpoint's folder or hub name; the bundled model if left out."),
 ]
 LayerOption = Annotated[
-    int, typer.Option("--layer", help="Decoder layer at whose entry tokens are dropped, from 0.")
+    int | None,
+    typer.Option(
+        "--layer",
+        help="Decoder layer at whose entry tokens are dropped, from 0. Default: the method's own.",
+        show_default=False,
+    ),
 ]
 
 
@@ -35,27 +55,72 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))  # noqa: T201
 
 
-def parse_keep(text: str) -> int | float:
-    """Read a number of tokens such as "16", or a fraction of them such as "0.25" or "1/9".
+def join_values(arguments: Sequence[str], options: Collection[str]) -> list[str]:
+    """Let an option take several values: `--keep 48 32 16` becomes `--keep 48,32,16`.
+
+    The list ends at the next word that begins with a dash. A command whose options are read like this must not take
+    arguments besides.
+    """
+    joined: list[str] = []
+    open_list = False
+    for word in arguments:
+        if open_list and not word.startswith("-"):
+            joined[-1] += f",{word}"
+            continue
+        open_list = len(joined) > 0 and joined[-1] in options
+        joined.append(word)
+    return joined
+
+
+def split_values(text: str) -> list[str]:
+    """The values of an option that takes several, separated by commas or spaces; each once."""
+    return list(dict.fromkeys(text.replace(",", " ").split()))
+
+
+def parse_keep(text: str) -> Budget:
+    """Read a number of tokens such as "16", a fraction of them such as "0.25" or "1/9", or "auto".
 
     Raises:
-        FovealError: it is neither.
+        FovealError: it is none of them.
     """
+    if text == "auto":
+        return "auto"
     try:
         if "/" in text or "." in text:
             return float(Fraction(text))
         return int(text)
     except (ValueError, ZeroDivisionError) as error:
         raise FovealError(
-            f"--keep {text}: pass a number of tokens such as 16, or a fraction such as 1/9"
+            f"--keep {text}: pass a number of tokens such as 16, a fraction such as 1/9, or auto"
         ) from error
 
 
-def make_method(name: str, keep: int | float, layer: int) -> Compressor | None:
-    """The method of that name, None for "none"."""
-    from foveal.compressors import get
+def make_method(name: str, keep: Budget, layer: int | None = None) -> Compressor | None:
+    """The method of that name at its own layer, or at `layer` if one is given; None for "none".
 
-    return None if name == "none" else get(name, keep=keep, layer=layer)
+    Raises:
+        FovealError: there is none, it does not take the budget, or `layer` is given to one that has none to choose.
+    """
+    from foveal.compressors import get, method_class
+
+    return None if name == "none" else get(name, keep=keep, **layer_option(method_class(name), layer))
+
+
+def layer_option(method: type[Compressor], layer: int | None) -> dict[str, int]:
+    """The option as the method takes it, nothing where it was left out.
+
+    Raises:
+        FovealError: the method has no layer to choose.
+    """
+    from foveal.compressors import StagedCompressor
+
+    if layer is None:
+        return {}
+    if any(item.name == "layer" and item.init for item in fields(method)):
+        return {"layer": layer}
+    name = method.card.name if method.card else method.__name__
+    where = "at several layers" if issubclass(method, StagedCompressor) else "before the decoder"
+    raise FovealError(f"--layer {layer}: {name} drops tokens {where}, so leave --layer out")
 
 
 def load_model(path: str | None) -> tuple[Any, Any]:

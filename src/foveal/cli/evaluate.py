@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveal.cli.common import (
+    Budget,
     LayerOption,
     ModelOption,
     load_model,
@@ -17,7 +19,9 @@ from foveal.cli.common import (
     parse_keep,
     print_json,
     screen,
+    split_values,
 )
+from foveal.cli.evaluate_tables import Cell, print_accuracies, print_grid, print_types, refusals
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
@@ -33,12 +37,13 @@ def evaluate(
     ] = "scenes",
     model: ModelOption = None,
     method: Annotated[
-        str, typer.Option(help="Methods, separated by commas; `none` keeps all.")
-    ] = "none,dart",
-    keep: Annotated[
-        str, typer.Option(help="Tokens kept, separated by commas: numbers or fractions.")
-    ] = "1/9",
-    layer: LayerOption = 2,
+        str | None, typer.Option(help="Methods; `none` keeps all tokens. Default: none dart.")
+    ] = None,
+    all_methods: Annotated[
+        bool, typer.Option("--all-methods", help="`none` and every method; those that cannot work say why.")
+    ] = False,
+    keep: Annotated[str, typer.Option(help="Tokens kept: numbers, fractions, or `auto`.")] = "1/9",
+    layer: LayerOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per forward.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
@@ -53,128 +58,74 @@ def evaluate(
 ) -> None:
     """Measure accuracy under several methods and budgets on the same questions.
 
+    Several values of `--method` and `--keep` are separated by spaces or commas.
+
     A line of a JSONL file: `{"image": "cat.png", "question": "Is there a cat?", "answer": "yes"}`
 
     Examples:
-    - `foveal eval --method none,dart,fastv --keep 48,32,16,9 --limit 500 --out results.jsonl`
-    - `foveal eval --data questions.jsonl --model ./llava-1.5-7b-hf --keep 128,64`
+    - `foveal eval --all-methods --keep 48 32 16 9 --limit 200`
+    - `foveal eval --method none dart fastv --keep 48 32 16 9 --limit 500 --out results.jsonl`
+    - `foveal eval --data questions.jsonl --model ./llava-1.5-7b-hf --keep 128 64`
     """
-    from foveal.evaluation import evaluate as run_evaluation
-
-    compressors = list(_compressors(method, keep, layer))
+    names = _names(method, all_methods)
+    budgets = _budgets(keep)
+    runs = [(name, budget) for name in names for budget in (budgets if name != "none" else [None])]
+    made = _made(runs, layer, forgiving=all_methods)
     questions = _questions(data, limit, seed)
     loaded, processor = load_model(model)
     options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed}
-    results = [
-        run_evaluation(
-            loaded, processor, questions, item, progress=not as_json, label=_label(item), **options
+    save = _Saved(Path(data).name, out, predictions)
+    cells = list(
+        _measured(
+            made, loaded, processor, questions, save, shown=not as_json, forgiving=all_methods, **options
         )
-        for item in compressors
-    ]
-    rows = [{"data": Path(data).name, **result.row()} for result in results]
-    _save(rows, results, out, predictions)
-    if as_json:
-        print_json(rows)
-    else:
-        _print_accuracies(results)
-        _print_types(results)
-        for record in results[0].unreadable:
-            screen().print(
-                f"not scored: question {record.id}: {record.error}",
-                style="yellow",
-                markup=False,
-                soft_wrap=True,
-            )
-
-
-def _compressors(methods: str, keeps: str, layer: int) -> Iterator[Compressor | None]:
-    for name in dict.fromkeys(part.strip() for part in methods.split(",")):
-        if name == "none":
-            yield None
-        else:
-            yield from (make_method(name, parse_keep(keep.strip()), layer) for keep in keeps.split(","))
-
-
-def _questions(data: str, limit: int | None, seed: int) -> Any:
-    from foveal.evaluation import load_questions
-    from foveal.mini import EasyQuestions, SceneQuestions
-
-    if data == "scenes":
-        return SceneQuestions("test", limit or 1000, seed=seed)
-    if data == "easy-vqa":
-        try:
-            return EasyQuestions("test", limit, seed=seed)
-        except ModuleNotFoundError as error:
-            raise FovealError(str(error)) from error
-    return load_questions(data)[:limit]
-
-
-def _save(
-    rows: Sequence[dict[str, Any]],
-    results: Sequence[EvaluationResult],
-    out: Path | None,
-    predictions: Path | None,
-) -> None:
-    from foveal.evaluation import append_row, write_json
-
-    if out is not None and out.suffix == ".jsonl":
-        for row in rows:
-            append_row(out, row)
-    elif out is not None:
-        write_json(out, rows)
-    if predictions is not None:
-        for result in results:
-            for record in result.records:
-                append_row(predictions, {"settings": result.settings, **asdict(record)})
-
-
-def _label(method: Compressor | None) -> str:
-    if method is None:
-        return "all tokens"
-    return f"{method.card.name if method.card else type(method).__name__}, {_keep(method.keep)}"
-
-
-def _keep(keep: int | float | str) -> str:
-    return f"{keep:.3g}" if isinstance(keep, float) else str(keep)
-
-
-def _name(result: EvaluationResult) -> str:
-    settings = result.settings
-    return (
-        "all tokens" if settings["method"] == "none" else f"{settings['method']}, {_keep(settings['keep'])}"
     )
-
-
-def _print_accuracies(results: Sequence[EvaluationResult]) -> None:
-    from rich.table import Table
-
-    whole = next((result for result in results if result.settings["method"] == "none"), None)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    for title in ("accuracy in % (95 %)", "against all tokens", "questions/s"):
-        table.add_column(title, justify="right")
-    for result in results:
-        lost = "" if whole is None or whole is result else result.difference(whole).points()
-        speed = f"{len(result.answered) / result.seconds:.0f}"
-        table.add_row(_name(result), str(result.accuracy), lost, speed)
-    screen().print(table)
-
-
-def _print_types(results: Sequence[EvaluationResult], runs: int = 4) -> None:
-    """The breakdown, a row a type and at most `runs` columns a table; nothing where there is one type only."""
-    from rich.table import Table
-
-    if len(results[0].by_type) < 2:
+    results = [cell.result for cell in cells if cell.result is not None]
+    if as_json:
+        print_json(save.rows)
+        for line in refusals(cells):
+            print(f"foveal: {line}", file=sys.stderr)  # noqa: T201
         return
-    for start in range(0, len(results), runs):
-        shown = results[start : start + runs]
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("in %", no_wrap=True)
-        for result in shown:
-            table.add_column(_name(result), justify="right", no_wrap=True)
-        table.add_column("questions", justify="right", no_wrap=True)
-        for name, first in shown[0].by_type.items():
-            values = (f"{100 * result.by_type[name].value:.0f}" for result in shown)
-            table.add_row(name or "(none)", *values, str(first.count))
-        screen().print()
-        screen().print(table)
+    if all_methods:
+        print_grid(cells, budgets)
+    else:
+        print_accuracies(cells)
+        print_types(cells)
+    _print_unreadable(results[0])
+
+
+def _names(method: str | None, all_methods: bool) -> list[str]:
+    from foveal.compressors import available
+
+    if all_methods and method is not None:
+        raise FovealError("--all-methods runs every method there is: leave --method out")
+    names = ["none", *available()] if all_methods else split_values(method or "none,dart")
+    if not names:
+        raise FovealError("--method: name at least one, see foveal list")
+    return names
+
+
+def _budgets(text: str) -> list[Budget]:
+    budgets = [parse_keep(value) for value in split_values(text)]
+    if not budgets:
+        raise FovealError("--keep: pass at least one number of tokens, such as 16")
+    return list(dict.fromkeys(budgets))
+
+
+def _made(
+    runs: Sequence[tuple[str, Budget | None]], layer: int | None, *, forgiving: bool
+) -> list[tuple[Cell, Compressor | None]]:
+    """Each run's method; where `forgiving`, a budget that some methods refuse is noted in their cells."""
+    made: list[tuple[Cell, Compressor | None]] = []
+    for name, keep in runs:
+        try:
+            made.append((Cell(name, keep), None if keep is None else make_method(name, keep, layer)))
+        except FovealError as error:
+            if not forgiving:
+                raise
+            made.append((Cell(name, keep, refusal=str(error)), None))
+    for budget in {keep for _, keep in runs if keep is not None}:
+        reasons = [cell.refusal for cell, _ in made if cell.keep == budget]
+        if all(reasons):
+            raise FovealError(reasons[0])
+    return made

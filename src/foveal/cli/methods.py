@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, asdict, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foveal.cli.cards import by_stage, describe
 from foveal.cli.common import print_json, screen
 
 if TYPE_CHECKING:
@@ -26,48 +26,64 @@ def methods(
     - `foveal list dart`
     - `foveal list --json`
     """
-    from foveal.compressors import available, method_class
+    from foveal.compressors import method_class
 
-    cards = {key: method_class(key) for key in ([name] if name else available())}
+    found = [method_class(name)] if name else by_stage()
     if as_json:
-        print_json([_describe(method) for method in cards.values()])
+        print_json([describe(method) for method in found])
     elif name:
-        _print_one(cards[name])
+        _print_one(describe(found[0]))
     else:
-        _print_all(list(cards.values()))
-
-
-def _describe(method: type[Compressor]) -> dict[str, Any]:
-    card = asdict(method.card) if method.card else {}
-    return card | {"options": {item.name: _default(item) for item in fields(method)}}
-
-
-def _default(item: Field[Any]) -> Any:
-    return None if item.default is MISSING else item.default
+        _print_all(found)
 
 
 def _print_all(found: list[type[Compressor]]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("method", "stage", "keeps the tokens that are", "needs", "paper"):
-        table.add_column(title)
-    for method in found:
-        if method.card:
-            card = method.card
-            table.add_row(card.name, card.stage, card.rule, card.needs, card.paper)
+    for title in ("method", "stage"):
+        table.add_column(title, no_wrap=True)
+    for title in ("keeps", "needs"):
+        table.add_column(title, ratio=1)
+    table.add_column("arXiv", no_wrap=True)
+    stage = ""
+    for card in (method.card for method in found if method.card):
+        if stage not in ("", card.stage):
+            table.add_row()
+        stage, paper = card.stage, card.paper.removeprefix("arXiv ")
+        table.add_row(*map(escape, (card.name, card.stage, card.summary, card.needs, paper)))
     screen().print(table)
     screen().print("\nMore about one: foveal list NAME", style="dim")
 
 
-def _print_one(method: type[Compressor]) -> None:
-    from rich.table import Table
+_TITLES = {
+    "stage": "stage",
+    "summary": "keeps",
+    "needs": "needs",
+    "tokens": "tokens",
+    "positions": "positions",
+    "weak": "weak spots",
+    "servable": "servable",
+}
 
-    described = _describe(method)
-    options = described.pop("options")
+
+def _print_one(described: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, show_header=False)
-    for key, value in described.items():
-        table.add_row(key, value, style="bold" if key == "title" else "")
-    table.add_row("options", ", ".join(k if v is None else f"{k}={v!r}" for k, v in options.items()))
-    table.add_row("in Python", f"foveal.compress(model, foveal.{method.__name__}(keep=64))")
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column()
+    table.add_row("method", Text(f"{described['title']} ({described['name']})", style="bold"))
+    table.add_row("paper", described["paper"])
+    for number, line in enumerate(described["rule"].split("\n"), start=1):
+        table.add_row("rule" if number == 1 else "", Text(f"{number}. {line}"))
+    for key, title in _TITLES.items():
+        table.add_row(title, Text(described[key]))
+    for place, (option, default) in enumerate(described["options"].items()):
+        value = option if option == "keep" else f"{option}={default!r}"
+        text = Text.assemble((value, "bold"), f": {described['option_help'].get(option, '')}")
+        table.add_row("" if place else "options", text)
+    table.add_row("in Python", Text(described["python"]))
     screen().print(table)

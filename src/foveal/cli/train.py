@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from foveal.cli.common import LayerOption, ModelOption, load_model, parse_keep, screen
+from foveal.cli.common import ModelOption, load_model, parse_keep, screen
+from foveal.errors import FovealError
 
 __all__ = ["fine_tune", "train"]
 
@@ -25,7 +26,7 @@ def train(
         str, typer.Option(help="`tcd` (EPIC), `direct` (fixed compression), `none` (plain fine-tuning).")
     ] = "tcd",
     keep: Annotated[str, typer.Option(help="Fraction of visual tokens that the model is meant for.")] = "1/9",
-    layer: LayerOption = 2,
+    layer: Annotated[int, typer.Option(help="Decoder layer at whose entry tokens are dropped, from 0.")] = 2,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Conversations per step.")] = 32,
     learning_rate: Annotated[
@@ -57,7 +58,7 @@ def train(
         save_steps=save_steps,
         method=method,
         schedule=schedule,
-        keep=float(parse_keep(keep)),
+        keep=_fraction(keep),
         layer=layer,
         max_steps=steps,
         per_device_train_batch_size=batch_size,
@@ -73,6 +74,15 @@ def train(
     screen().print(told, markup=False, soft_wrap=True)
     following = f'next: foveal ask photo.jpg "what is in the image?" --model {out}'
     screen().print(following, style="dim", markup=False, soft_wrap=True)
+
+
+def _fraction(text: str) -> float:
+    keep = parse_keep(text)
+    if keep == "auto":
+        raise FovealError(
+            "--keep auto: a model is trained for a budget that is known: pass a fraction such as 1/9"
+        )
+    return float(keep)
 
 
 def _samples(data: str, size: int, seed: int) -> Any:

@@ -14,7 +14,7 @@ from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenCo
 from foveal.compressors.selection import density_peaks, top_per_row
 from foveal.compressors.staging import FallingCompressor, Stage, merge_matrix, seen_by_text, text_attention
 
-__all__ = ["SparseVLM"]
+__all__ = ["SparseVLM", "rater_affinity"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,8 +70,8 @@ class FallingCompressor(StagedCompressor):
                 "whose budget is keep"
             )
         for budget in budgets:
-            good = budget >= 1 if isinstance(budget, int) else 0 < budget <= 1
-            if isinstance(budget, bool) or not good:
+            count = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1
+            if not count and not (isinstance(budget, float) and 0 < budget <= 1):
                 raise FovealError(
                     f"budgets={budgets}: {budget} is neither a count of tokens (an int, at least 1) nor a fraction "
                     "(a float in (0, 1])"

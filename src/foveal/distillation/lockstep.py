@@ -83,7 +83,7 @@ class _LockstepHooks(Hooks):
         if self.teacher is not None:
             result, index = decide(self.teacher, frame, context, past)
             frame.teacher = result.stream
-            frame.teacher_hidden = advance(context.hidden, result, index)
+            frame.teacher_hidden = advance(frame, frame.current, context.hidden, result, index)
         return super()._choose(compressor, frame, context, hidden, past)
 
     def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from foveal.engine.frame import Frame, Stream
 from foveal.engine.rows import take
 
-__all__ = ["deepen", "take_over"]
+__all__ = ["deepen", "of_stream", "take_over"]
 
 
 def take_over(frame: Frame, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -35,8 +35,18 @@ def deepen(frame: Frame, stream: Stream, layer: int, hidden: Tensor) -> Tensor:
     """Add the features that belong behind `layer` to the rows of a stream: (batch, kept, width)."""
     if layer >= len(frame.deepstack):
         return hidden
-    added = frame.deepstack[layer].to(hidden.device, hidden.dtype)
+    added = of_stream(frame, stream)[layer] if stream.deepstack else _gathered(frame, stream, layer)
+    return hidden + added.to(hidden.device, hidden.dtype)
+
+
+def of_stream(frame: Frame, stream: Stream) -> list[Tensor]:
+    """What is added behind each layer to the rows of a stream."""
+    return stream.deepstack or [_gathered(frame, stream, layer) for layer in range(len(frame.deepstack))]
+
+
+def _gathered(frame: Frame, stream: Stream, layer: int) -> Tensor:
+    added = frame.deepstack[layer]
     if stream is frame.whole:
-        return hidden + added
-    exists = (stream.rows >= 0)[..., None].to(hidden.device)
-    return hidden + take(added, stream.rows, 1, 0) * exists
+        return added
+    exists = (stream.rows >= 0)[..., None].to(added.device)
+    return take(added, stream.rows, 1, 0) * exists

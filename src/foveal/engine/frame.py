@@ -32,6 +32,7 @@ class Stream:
         shift: (batch, kept) by how much the position of each row is ahead of the packed one, which is that of a
             sequence in which nothing but these rows ever existed; None where positions stay.
         ahead: (batch,) the same for the rows that follow this forward.
+        deepstack: of a stream whose tokens were merged, (batch, kept, width) for each layer what is added behind it.
         memo: tables and masks already gathered for this forward, by the object they came from (kept alive there).
         views: cache views already made for this forward, shared by the layers of a stage.
     """
@@ -44,6 +45,7 @@ class Stream:
     row_counts: tuple[int, ...]
     shift: Tensor | None = None
     ahead: Tensor | None = None
+    deepstack: list[Tensor] | None = None
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
     views: dict[Any, tuple[LayerView | None, LayerView]] = field(default_factory=dict)
 
@@ -69,6 +71,7 @@ class Stream:
             row_counts=row_counts,
             shift=shift,
             ahead=self.ahead,
+            deepstack=self.deepstack and [take(added, index, 1, 0) for added in self.deepstack],
         )
         return stream, index
 
@@ -259,6 +262,7 @@ class Frame:
         self.deepstack = []
         self.read = {}
         for result in self.stages:
+            result.stream.deepstack = None
             result.stream.memo.clear()
             result.stream.views.clear()
 

@@ -33,7 +33,7 @@ from foveal.engine.cache import (
     view_of,
     with_views,
 )
-from foveal.engine.deepstack import deepen, take_over
+from foveal.engine.deepstack import deepen, of_stream, take_over
 from foveal.engine.families import Parts
 from foveal.engine.frame import Frame, StageResult, Stream
 from foveal.engine.images import Placeholders, watch_features
@@ -369,12 +369,13 @@ class Hooks:
         self, compressor: Compressor, frame: Frame, context: TokenContext, hidden: Tensor, past: int
     ) -> Tensor:
         """Let the method decide; returns the hidden rows that go on."""
+        before = frame.current
         result, index = decide(compressor, frame, context, past)
         frame.stages.append(result)
         if index is not None:
             frame.student = result.stream
             refuse_lost_labels(frame)
-        return advance(hidden, result, index)
+        return advance(frame, before, hidden, result, index)
 
     def _look(
         self, frame: Frame, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
@@ -512,14 +513,30 @@ def _rows(frame: Frame, stage: Compressor, device: torch.device) -> Rows:
     )
 
 
-def advance(hidden: Tensor, result: StageResult, index: Tensor | None) -> Tensor:
-    """The rows (batch, kept, width) that a stage lets through, merged where it merges; the only step with gradient."""
+def advance(
+    frame: Frame, before: Stream, hidden: Tensor, result: StageResult, index: Tensor | None
+) -> Tensor:
+    """The rows (batch, kept, width) that a stage lets through, merged where it merges; the only step with gradient.
+
+    Args:
+        frame: the forward.
+        before: the rows that reached the stage.
+        hidden: their residual stream, (batch, rows, width).
+        result: what the stage decided.
+        index: (batch, kept) which of the rows go on; None for all.
+    """
+    if result.selection.mix is not None and frame.deepstack:
+        result.stream.deepstack = [_through(added, result, index) for added in of_stream(frame, before)]
+    return _through(hidden, result, index)
+
+
+def _through(rows: Tensor, result: StageResult, index: Tensor | None) -> Tensor:
     if result.selection.mix is not None:
-        hidden = blend(hidden, result.layout, result.selection)
+        rows = blend(rows, result.layout, result.selection)
     if index is None:
-        return hidden
+        return rows
     # Filler repeats a row that stays: attention multiplies what it hides by zero, and a dropped row may hold NaN.
-    return take(hidden, torch.where(index < 0, index[:, -1:], index), 1, 0)
+    return take(rows, torch.where(index < 0, index[:, -1:], index), 1, 0)
 
 
 def decide(

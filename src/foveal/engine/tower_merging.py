@@ -17,7 +17,7 @@ from foveal.engine.attributes import replaced
 from foveal.engine.probe import observe_attention
 from foveal.engine.rows import kept_slots
 
-__all__ = ["Merger", "MergingBlocks"]
+__all__ = ["Members", "Merger", "MergingBlocks"]
 
 
 @dataclass

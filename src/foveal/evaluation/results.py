@@ -42,12 +42,15 @@ class EvaluationResult:
         settings: method, its options, batch size and the like.
         provenance: see `foveal.evaluation.provenance`.
         seconds: wall-clock time of the run.
+        kept_per_image: visual tokens left of an image after the last stage, measured, averaged over images; None where
+            `evaluate` compressed nothing itself.
     """
 
     records: tuple[Record, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    kept_per_image: float | None = None
 
     @cached_property
     def answered(self) -> tuple[Record, ...]:
@@ -101,6 +104,7 @@ class EvaluationResult:
                 name: {subset: asdict(scores) for subset, scores in parts.items()}
                 for name, parts in self.pope.items()
             },
+            "kept_per_image": self.kept_per_image,
             "unreadable": {record.id: record.error for record in self.unreadable},
             "seconds": round(self.seconds, 3),
             "provenance": self.provenance,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import Any
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from foveal.compression import attached, compress
+from foveal.compression import Run, attached, compress
 from foveal.compressors import Compressor
 from foveal.errors import FovealError
 from foveal.evaluation.provenance import provenance
@@ -39,7 +39,7 @@ def evaluate(
     batch_size: int = 8,
     max_new_tokens: int = 16,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | Callable[[int], object] = True,
     label: str = "",
 ) -> EvaluationResult:
     """Answer every question greedily, under `compressor` if one is given, and score the answers.
@@ -55,7 +55,8 @@ def evaluate(
         batch_size: questions per forward; changes speed and memory only.
         max_new_tokens: longest answer.
         seed: for methods that draw.
-        progress: whether a progress bar is drawn on stderr, if that is a terminal.
+        progress: whether a progress bar is drawn on stderr, if that is a terminal; or what to call after each batch,
+            with the number of its questions.
         label: the progress bar's text; the method's name if empty.
 
     Raises:
@@ -66,24 +67,40 @@ def evaluate(
     methods = (compressor,) if compressor else attached(model)
     total = len(questions) if isinstance(questions, Sized) else None
     records: list[Record] = []
+    kept: list[int] = []
     started = time.perf_counter()
     with (
         _progress(label or _method_name(methods), total, progress) as advance,
         _evaluation_mode(model, seed),
-        _scope(model, compressor),
+        _scope(model, compressor) as run,
     ):
         for batch in _batches(questions, batch_size):
-            records.extend(_answer(model, processor, batch, max_new_tokens))
+            answered = _answer(model, processor, batch, max_new_tokens)
+            records.extend(answered)
+            kept.extend(_kept(run, answered))
             advance(len(batch))
     if not records:
         raise FovealError("no questions to evaluate")
     settings = {"method": _method_name(methods), **_options(methods)}
     settings |= {"model": _model_name(model), "batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    return EvaluationResult(tuple(records), settings, provenance(seed), time.perf_counter() - started)
+    return EvaluationResult(
+        tuple(records),
+        settings,
+        provenance(seed),
+        time.perf_counter() - started,
+        sum(kept) / len(kept) if kept else None,
+    )
 
 
-def _scope(model: PreTrainedModel, compressor: Compressor | None) -> AbstractContextManager[object]:
+def _scope(model: PreTrainedModel, compressor: Compressor | None) -> AbstractContextManager[Run | None]:
     return compress(model, compressor) if compressor is not None else nullcontext()
+
+
+def _kept(run: Run | None, answered: Sequence[Record]) -> list[int]:
+    """Visual tokens left of each image of the batch that was just answered, after the last stage."""
+    if run is None or all(record.error for record in answered):
+        return []
+    return [len(places) for places in run.stages[-1].kept_in_image]
 
 
 def _method_name(methods: Sequence[Compressor]) -> str:
@@ -93,8 +110,19 @@ def _method_name(methods: Sequence[Compressor]) -> str:
 
 def _options(methods: Sequence[Compressor]) -> dict[str, Any]:
     """The options of the only method, or those of each stage."""
-    options = [method.options() for method in methods]
+    options = [_plain(method.options()) for method in methods]
     return options[0] if len(options) == 1 else {"stages": options} if options else {}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON gives back unchanged; what it does not know becomes its text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    return str(value)
 
 
 def _model_name(model: PreTrainedModel) -> str:
@@ -209,11 +237,16 @@ def _evaluation_mode(model: PreTrainedModel, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(label: str, total: int | None, shown: bool) -> Iterator[Any]:
-    """Draws a progress bar on stderr; yields the function that moves it on."""
+def _progress(
+    label: str, total: int | None, progress: bool | Callable[[int], object]
+) -> Iterator[Callable[[int], object]]:
+    """Draws a progress bar on stderr, unless someone else does; yields the function that moves it on."""
+    if callable(progress):
+        yield progress
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    hidden = not shown or not console.is_terminal
+    hidden = not progress or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(label, total=total)
         yield lambda count: bar.advance(task, count)
