@@ -397,6 +397,11 @@ def test_prumerge_plus_parity_refuses_what_the_released_code_cannot_do() -> None
         PruMergePlus(keep=0.3, parity=True).choose(two)
     with pytest.raises(FovealError, match="575 patches"):
         PruMergePlus(keep=0.125, parity=True).choose(context())
+    one = alone(two, 0)
+    assert one.attention is not None
+    blank = replace(one, attention=replace(one.attention, key=torch.zeros_like(one.attention.key)))
+    with pytest.raises(FovealError, match="needs a patch to keep"):
+        PruMergePlus(keep="auto", parity=True).choose(blank)
     assert PruMergePlus(keep=0.125, parity=True).choose(two).counts == (145, 145)
     with pytest.raises(FovealError, match="no patch for the extra token"):
         PruMerge(keep=1.0, parity=True).choose(two)

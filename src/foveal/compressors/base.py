@@ -107,9 +107,7 @@ class Compressor:
         if isinstance(keep, int) and keep < 1:
             raise FovealError(f"keep={keep} must be at least 1 visual token per image")
         if isinstance(keep, float) and not 0 < keep <= 1:
-            raise FovealError(
-                f"keep={keep} as a fraction must be in (0, 1]; a count of tokens is an int"
-            )
+            raise FovealError(f"keep={keep} as a fraction must be in (0, 1]; a count of tokens is an int")
 
     @classmethod
     def first_layer(cls) -> int:
@@ -217,7 +215,9 @@ class TowerCompressor(Compressor, ABC):
 
     layer: int = field(default=0, init=False, repr=False)
 
-    observed_layer: ClassVar[int | None] = None  # 0: the tower layer that makes the features; 1: the one behind it
+    observed_layer: ClassVar[int | None] = (
+        None  # 0: the tower layer that makes the features; 1: the one behind it
+    )
     needs_class_token: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
     projected: ClassVar[bool] = False  # chooses among what the projector made

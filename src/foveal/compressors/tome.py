@@ -61,7 +61,9 @@ class ToMe(TowerCompressor):
         for block in range(blocks):
             later = blocks - block - 1
             even = -(-(left - target) // (later + 1))
-            needed = left - target * 2**later  # or the blocks behind could not halve what is left often enough
+            needed = (
+                left - target * 2**later
+            )  # or the blocks behind could not halve what is left often enough
             removed.append(min(max(even, needed), left // 2))
             left -= removed[-1]
         if left > target:

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from foveal.compressors.base import MethodCard, Positions, TowerCompressor
 from foveal.compressors.context import Selection, TowerContext
-from foveal.compressors.prumerge import everything, released_budget, with_extra_token
 from foveal.compressors.selection import top_per_row, upper_outliers
+from foveal.compressors.towers import everything, released_budget, with_extra_token
 from foveal.errors import FovealError
 
 __all__ = ["TRIM", "Ranking"]

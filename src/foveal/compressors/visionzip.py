@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from foveal.compressors.base import MethodCard, Positions, TowerCompressor
 from foveal.compressors.context import Selection, TowerContext
-from foveal.compressors.prumerge import Query, everything, patch_attention, take_slots
 from foveal.compressors.selection import top_per_row
+from foveal.compressors.towers import Query, everything, patch_attention, take_slots
 from foveal.errors import FovealError
 
 __all__ = ["VisionZip", "zip_tokens"]

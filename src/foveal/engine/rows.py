@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveal.compressors.context import Selection, VisualLayout
 
-__all__ = ["blend", "compact", "kept_slots", "map_tensors", "restore", "take"]
+__all__ = ["blend", "compact", "kept_slots", "map_tensors", "mixed", "restore", "take"]
 
 
 def compact(keep: Tensor, length: int) -> Tensor:
@@ -58,11 +58,17 @@ def restore(source: Tensor, rows: Tensor, length: int) -> Tensor:
 def blend(hidden: Tensor, layout: VisualLayout, selection: Selection) -> Tensor:
     """Put merged tokens into the kept slots of (batch, rows, width); the other slots' values mean nothing any more."""
     assert selection.mix is not None
-    merged = selection.mix.to(hidden.dtype) @ layout.gather(hidden)
+    merged = mixed(selection.mix, layout.gather(hidden))
     slots = kept_slots(selection.kept & layout.valid, merged.shape[1])
     rows = torch.where(layout.valid, layout.rows, hidden.shape[1]).gather(1, slots)
     room = torch.cat([hidden, hidden.new_zeros(len(hidden), 1, hidden.shape[2])], dim=1)
     return room.index_put((layout.sample[:, None], rows), merged)[:, :-1]
+
+
+def mixed(mix: Tensor, tokens: Tensor) -> Tensor:
+    """(images, kept, tokens) @ (images, tokens, width), computed in the wider type and given in that of `tokens`."""
+    dtype = torch.promote_types(mix.dtype, tokens.dtype)
+    return (mix.to(dtype) @ tokens.to(dtype)).to(tokens.dtype)
 
 
 def kept_slots(kept: Tensor, most: int) -> Tensor:

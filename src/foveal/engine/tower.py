@@ -23,7 +23,7 @@ from foveal.compressors.context import AttentionInputs, Selection, TokenContext,
 from foveal.engine.attributes import replaced
 from foveal.engine.families import Parts
 from foveal.engine.probe import observe_attention
-from foveal.engine.rows import kept_slots
+from foveal.engine.rows import kept_slots, mixed
 from foveal.engine.tower_merging import Merger, MergingBlocks
 from foveal.errors import FovealError
 
@@ -234,7 +234,7 @@ def _kept_rows(features: Tensor, class_token: Tensor | None, selection: Selectio
     if selection.mix.shape[2] > features.shape[1]:
         assert class_token is not None
         features = torch.cat([features, class_token[:, None]], dim=1)
-    return selection.mix.to(features.dtype) @ features
+    return mixed(selection.mix, features)
 
 
 def _spread(rows: Tensor, selection: Selection) -> Tensor:
