@@ -460,7 +460,7 @@ def test_original_placeholders_and_prompts_without_a_template() -> None:
 def test_markers_are_known_as_the_tokenizer_writes_them() -> None:
     """The bundled tokenizer makes them lower-case."""
     template = (
-        "{% for message in messages %}{{ 'Question: ' if message['role'] == 'user' else 'Reply: ' }}"
+        "{% for message in messages %}{{ 'Question: ' if message['role'] == 'user' else 'Reply: so, ' }}"
         "{% for content in message['content'] if content['type'] == 'text' %}{{ content['text'] }}\n{% endfor %}"
         "{% endfor %}{% if add_generation_prompt %}{{ 'Reply:' }}{% endif %}"
     )

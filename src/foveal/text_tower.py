@@ -108,7 +108,7 @@ class TextTower(nn.Module):
     def parameters_count(self) -> int:
         """Parameters of the text tower with its projection, which a model needs on top: 123.65 M for CLIP-L.
 
-        The visual projection (0.79 M for CLIP-L) and the norm, which most models hold already, are not counted.
+        Not counted: the visual projection (0.79 M for CLIP-L), and the norm, a copy of one that the vision tower has.
         """
         counted = (*self.text_model.parameters(), *self.text_projection.parameters())
         return sum(parameter.numel() for parameter in counted)
@@ -237,8 +237,7 @@ class TextTower(nn.Module):
         """Any special token as it is decoded."""
         tokenizer = self._prompt_tokenizer
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        # The longest first: one may begin with another.
-        tokens = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
+        tokens = sorted({*tokenizer.all_special_tokens, *added}, reverse=True)  # "<s>x" before "<s>"
         return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
     @cached_property

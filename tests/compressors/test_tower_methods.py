@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from foveal import FovealError
-from foveal.compressors import prumerge
+from foveal.compressors import prumerge, towers
 from foveal.compressors.base import TowerCompressor
 from foveal.compressors.context import AttentionInputs, Selection, TowerContext
 from foveal.compressors.prumerge import PruMerge, PruMergePlus
@@ -339,7 +339,7 @@ def test_prumerge_survives_products_beyond_half_precision() -> None:
 def test_mean_query_averages_what_patches_receive(
     class_token: bool, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prumerge, "BLOCK", block)
+    monkeypatch.setattr(towers, "BLOCK", block)
     whole = context(class_token=class_token)
     assert whole.attention is not None
     patches = slice(1, None) if class_token else slice(None)
