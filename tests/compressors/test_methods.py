@@ -25,7 +25,7 @@ def kept_by(method: foveal.Compressor, seed: int = 0) -> list[list[int]]:
 
 
 COUNTS = {keep: keep for keep in (1, 5, TOKENS)} | {0.25: 9, 0.01: 1, 0.99: 36}
-EXACT = {name: COUNTS for name in NAMES} | {
+EXACT = dict.fromkeys(NAMES, COUNTS) | {
     "downsample": {1: 1, 5: 4, 6: 6, 0.25: 9, TOKENS: TOKENS},  # the largest grid of cells that fits
     "pooling": {1: 1, 5: 4, 6: 6, 0.25: 9, TOKENS: TOKENS},
     "tome": {9: 9, 20: 20, 0.25: 9, TOKENS: TOKENS},  # two blocks halve twice at most

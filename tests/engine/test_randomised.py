@@ -24,6 +24,7 @@ from support.exactness import (
 )
 from support.families import FAMILIES, SLIDING
 from support.library import OLD
+from support.stages import decided, decisions
 
 pytestmark = pytest.mark.usefixtures("exact_softmax", "inference")
 
@@ -82,6 +83,67 @@ def cases(draw: st.DrawFn) -> Case:
         side=draw(st.sampled_from(["left", "right"])) if mode == "prefill" else "left",
         seed=draw(st.integers(0, 99)),
     )
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> Case:
+    """Methods that merge, re-pack, look at their own layer or act at several, in the modes of their oracle."""
+    family = FAMILIES[draw(st.sampled_from(sorted(FAMILIES)))]
+    modes = ["prefill", "greedy"]
+    if not OLD and family.name not in SLIDING | {"paligemma2"}:
+        modes.append("static cache")
+    layers = sorted(draw(st.sets(st.integers(1, LAYERS - 1), min_size=2, max_size=3)))
+    positions = st.sampled_from(["original", "packed"])
+    keep = draw(st.one_of(st.just(1), st.floats(0.05, 0.6)))
+    staged = draw(st.sampled_from([foveal.PyramidDrop, foveal.SparseVLM, foveal.PuMer, None]))
+    if staged is None:
+        kinds = [foveal.DivPrune, foveal.FastV, foveal.DART]
+        methods = [
+            draw(st.sampled_from(kinds))(keep=keep, layer=layer, positions=draw(positions))
+            for layer in layers
+        ]
+    else:
+        methods = [staged(keep=keep, layers=layers, positions=draw(positions))]
+        if draw(st.booleans()):
+            methods.insert(0, foveal.DivPrune(keep=draw(st.floats(0.6, 0.9)), positions=draw(positions)))
+    return Case(
+        family=family.name,
+        attention=draw(st.sampled_from(family.attentions)),
+        mode=draw(st.sampled_from(modes)),
+        methods=methods,
+        images=draw(st.permutations([1, draw(st.integers(0, 2)), draw(st.integers(0, 1))])),
+        words=[draw(st.integers(4, 12)) for _ in range(3)],
+        frames=0,
+        side="left",
+        seed=draw(st.integers(0, 99)),
+    )
+
+
+@settings(
+    max_examples=DRAWS // 2,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(case=mixtures())
+def test_any_mixture_of_methods_is_exact(case: Case) -> None:
+    event(case.mode)
+    model = families.model(case.family, attention=case.attention)
+    inputs = families.batch(case.family, case.images, case.words, seed=case.seed)
+    visual = families.visual(case.family, inputs)
+    with foveal.compress(model, case.methods) as run:
+        if case.mode == "prefill":
+            logits = model(**inputs).logits
+        else:
+            out, steps = generate(model, inputs, max_new_tokens=4, **GENERATE[case.mode])
+        found = decisions(run, visual)
+    if case.mode != "prefill":
+        inputs = families.extended(case.family, inputs, out.sequences)
+    with decided(model, inputs["attention_mask"], found):
+        oracle = model(**inputs, use_cache=False).logits
+    if case.mode == "prefill":
+        alive = inputs["attention_mask"].bool() & ~found[-1].dropped
+        assert (logits - oracle)[alive].abs().max() < TOLERANCE
+    else:
+        assert (steps - oracle[:, -5:-1]).abs().max() < TOLERANCE
 
 
 @settings(

@@ -79,7 +79,7 @@ class Stream:
         """These rows at positions that count nothing of `whole`, all rows of this forward, that was dropped."""
         alive = restore(torch.ones_like(self.rows)[..., None], self.rows, whole.rows.shape[1])[..., 0].bool()
         dropped = ((whole.text | (whole.numbers >= 0)) & ~alive).cumsum(dim=1)
-        return replace(self, shift=take(dropped, self.rows, 1, 0), ahead=dropped[:, -1])
+        return replace(self, shift=take(dropped, self.rows, 1, 0), ahead=dropped[:, -1], memo={}, views={})
 
     def grow_view(self, cache: Cache, layer: int, frame_length: int) -> tuple[LayerView, int]:
         """The layer's cache view once these rows are added, and the logical number of keys before them."""

@@ -372,7 +372,7 @@ class Hooks:
         before = frame.current
         result, index = decide(compressor, frame, context, past)
         frame.stages.append(result)
-        if index is not None:
+        if result.stream is not frame.whole:
             frame.student = result.stream
             refuse_lost_labels(frame)
         return advance(frame, before, hidden, result, index)
@@ -553,12 +553,15 @@ def decide(
     layout, stream = context.layout, frame.current
     counts = selection.counts or tuple(selection.kept.sum(dim=1).tolist())
     refuse_wrong_counts(compressor, selection, counts)
+    packs = compressor.positions == "packed"
     if counts == stream.lengths:
+        if packs and stream is not frame.whole:
+            stream = stream.packed(frame.whole)
         return StageResult(compressor.layer, past, stream, selection, layout, frame.whole), None
     chosen = layout.scatter(selection.kept & layout.valid, stream.text.shape)
     keep = stream.text | chosen.to(stream.text.device)
     narrowed, index = stream.narrow(keep, counts, frame.row_counts(counts))
-    if compressor.positions == "packed":
+    if packs:
         narrowed = narrowed.packed(frame.whole)
     return StageResult(compressor.layer, past, narrowed, selection, layout, frame.whole), index
 
