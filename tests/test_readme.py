@@ -34,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("home")
 def test_compression_stages_and_a_method_of_ones_own(capsys: Any) -> None:
     space: dict[str, Any] = {"__name__": "__main__"}
-    compress, stages, own = SNIPPETS[:3]
+    compress, stages, named, own = SNIPPETS[:4]
     exec(compile(compress, "README.md", "exec"), space)
     answer, kept = capsys.readouterr().out.strip().split("\n", 1)
     assert answer
@@ -42,14 +42,18 @@ def test_compression_stages_and_a_method_of_ones_own(capsys: Any) -> None:
     assert len(space["run"].kept[0]) == 64
     exec(compile(stages, "README.md", "exec"), space)
     assert capsys.readouterr().out == "[72, 64, 32]\n"
+    exec(compile(named, "README.md", "exec"), space)
+    assert capsys.readouterr().out == "torch.Size([16, 144])\n"
     exec(compile(own, "README.md", "exec"), space)
+    assert len(own.splitlines()) < 30
+    assert len(space["run"].kept[0]) == 16
 
 
 # The CPU has no pinned memory; transformers asks for it by default.
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 @pytest.mark.usefixtures("home")
 def test_training(home: Path) -> None:
-    code = "\n".join([SNIPPETS[0], SNIPPETS[3]])
+    code = "\n".join([SNIPPETS[0], SNIPPETS[4]])
     assert "max_steps=200" in code
     space: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(code.replace("max_steps=200", "max_steps=2, report_to='none'"), "README.md", "exec"), space)
@@ -61,4 +65,4 @@ def test_training(home: Path) -> None:
 
 def test_every_method_has_its_row() -> None:
     for name in foveal.available():
-        assert f"(`{name}`)" in README
+        assert f"`{name}`" in README[README.index("| method | acts |") : README.index("They compose")]
