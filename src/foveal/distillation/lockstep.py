@@ -8,7 +8,7 @@ tensor is ever made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.compression import attached
-from foveal.compressors import Compressor, TokenContext
+from foveal.compressors import Compressor, StagedCompressor, TowerCompressor
 from foveal.engine.deepstack import deepen
 from foveal.engine.families import Parts, find_parts
 from foveal.engine.frame import Frame, Stream
@@ -46,10 +46,8 @@ def lockstep(
     Raises:
         FovealError: teacher and student act at different layers, a label's row was dropped, or a cache is used.
     """
-    if teacher is not None and teacher.layer != student.layer:
-        raise FovealError(
-            f"teacher and student must act at one layer, not {teacher.layer} and {student.layer}"
-        )
+    if teacher is not None:
+        _check_pair(student, teacher)
     if attached(model):
         raise FovealError("this model is compressed already: call foveal.detach(model) before training it")
     parts = find_parts(model)
@@ -61,12 +59,26 @@ def lockstep(
         hooks.remove()
 
 
+def _check_pair(student: Compressor, teacher: Compressor) -> None:
+    """Both streams of rows must part at one decoder layer."""
+    for method in (student, teacher):
+        if isinstance(method, StagedCompressor | TowerCompressor):
+            raise FovealError(
+                f"{type(method).__name__} does not act at one decoder layer, where teacher and student could part: "
+                "train with a method such as DART, or without a teacher"
+            )
+    if teacher.layer != student.layer:
+        raise FovealError(
+            f"teacher and student must act at one layer, not {teacher.layer} and {student.layer}"
+        )
+
+
 class _LockstepHooks(Hooks):
     """The engine's hooks with a second stream of rows."""
 
     def __init__(self, parts: Parts, student: Compressor, teacher: Compressor | None, labels: Tensor) -> None:
-        super().__init__(parts, (student,))
         self.teacher = teacher
+        super().__init__(parts, (student,))
         self.labels = labels
 
     def _labels_of(self, kwargs: dict[str, Any]) -> Tensor | None:
@@ -77,14 +89,16 @@ class _LockstepHooks(Hooks):
             raise FovealError("training makes no use of a cache: pass use_cache=False")
         return super()._begin(compressor, frame, hidden, kwargs)
 
-    def _choose(
-        self, compressor: Compressor, frame: Frame, context: TokenContext, hidden: Tensor, past: int
-    ) -> Tensor:
+    def _stages(self) -> Sequence[Compressor]:
+        return super()._stages() if self.teacher is None else (*super()._stages(), self.teacher)
+
+    def _choose(self, compressor: Compressor, frame: Frame, hidden: Tensor, past: int) -> Tensor:
         if self.teacher is not None:
+            context = self._context(self.teacher, frame, hidden)
             result, index = decide(self.teacher, frame, context, past)
             frame.teacher = result.stream
             frame.teacher_hidden = advance(frame, frame.current, context.hidden, result, index)
-        return super()._choose(compressor, frame, context, hidden, past)
+        return super()._choose(compressor, frame, hidden, past)
 
     def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         student = super()._before_layer(index, layer, args, kwargs)

@@ -181,8 +181,8 @@ class Frame:
         teacher_hidden: (batch, kept, width) the teacher's residual stream.
         deepstack: (batch, rows, width) what is added behind each of the first layers, in models that do so.
         keys: slots that are filled in the static cache of the layer being observed; None of a cache that grows.
-        read: (batch, rows) what methods read of the embeddings, by the layer they act at.
-        observed: what methods observed, by the layer they act at.
+        read: (batch, rows) what methods read of the embeddings, by the id of the method.
+        observed: what methods observed, by the id of the method.
         stages: the decisions taken so far.
     """
 
@@ -224,7 +224,8 @@ class Frame:
             return None
         lengths = per_token.bincount()
         seen = lengths > 0  # an image may be masked out whole
-        numbers = (seen.cumsum(0) - 1)[numbers.clamp(min=0)]
+        # The last images of a batch may be masked out, too: they have no length at all.
+        numbers = (seen.cumsum(0) - 1)[numbers.clamp(min=0, max=len(seen) - 1)]
         lengths = lengths[seen]
         first = lengths.cumsum(0) - lengths
         samples = visual.nonzero()[:, 0][first]

@@ -53,7 +53,7 @@ from foveal.engine.refusals import (
     refuse_wrong_counts,
 )
 from foveal.engine.rows import blend, compact, restore, take
-from foveal.engine.tower import TowerStage, marked
+from foveal.engine.tower import TowerStage, marked, undisturbed
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
@@ -124,8 +124,13 @@ class Hooks:
             (TowerStage(parts, stage, text_tower) for stage in stages if isinstance(stage, TowerCompressor)),
             None,
         )
-        packs = any(stage.positions == "packed" for stage in stages)
-        self._tables = RotaryTables(parts.decoder) if packs and not parts.many_axes else None
+        # Also for methods that do not pack: they may go on with a cache of one that did.
+        self._tables = None if parts.many_axes else RotaryTables.of(parts.decoder)
+        if self._tables is None and not parts.many_axes and any(s.positions == "packed" for s in stages):
+            raise FovealError(
+                f'positions="packed" needs rotary embeddings, which {type(parts.decoder).__name__} has not: pass '
+                'positions="original"'
+            )
         self._peek = Peek()
         self._hooked = tuple(range(first, len(parts.layers)))
         self._deepened = range(parts.deepstack if first < parts.deepstack else 0)
@@ -186,17 +191,21 @@ class Hooks:
             (index, partial(self._before_layer, index)) for index in self._hooked
         ]
         before += [(index, partial(self._count_keys, index)) for index in self._observers()]
-        if any(stage.reads() for stage in self._at.values()):
+        if any(stage.reads() for stage in self._stages()):
             before.append((0, self._read))
         after = [(index, partial(self._after_layer, index)) for index in self._deepened]
         handles += [layers[i].register_forward_pre_hook(hook, with_kwargs=True) for i, hook in before]
         handles += [layers[i].register_forward_hook(hook, with_kwargs=True) for i, hook in after]
         return handles
 
+    def _stages(self) -> Sequence[Compressor]:
+        """All that choose tokens, by layer."""
+        return tuple(self._at.values())
+
     def _observers(self) -> dict[int, list[Compressor]]:
         """The stages that observe the attention of a layer, by layer."""
         found: dict[int, list[Compressor]] = {}
-        for stage in self._at.values():
+        for stage in self._stages():
             if stage.observes():
                 found.setdefault(stage.layer - (not stage.own_layer), []).append(stage)
         return found
@@ -270,7 +279,11 @@ class Hooks:
         frame = None if call is None else self._describe(call, positions)
         _frame.set(frame)
         if frame is None:
-            return None
+            return (
+                None
+                if call is None or call.placeholders is None
+                else _unmarked(call.placeholders, args, kwargs)
+            )
         self._last = self._last_here.frame = frame
         return args, take_over(frame, kwargs) if self._deepened else kwargs
 
@@ -312,7 +325,9 @@ class Hooks:
                 continue
             if not peeking:
                 attention = attention.without_empty_slots(frame.keys)
-            frame.observed[stage.layer] = stage.observe(attention, _rows(frame, stage, attention.key.device))
+            with undisturbed(attention.key.device):
+                rows = _rows(frame, stage, attention.key.device)
+                frame.observed[id(stage)] = stage.observe(attention, rows)
         self._peek.stop()
 
     def _read(self, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -321,11 +336,11 @@ class Hooks:
         frame = None if _is_decode_step(hidden, kwargs) else _frame.get()
         if frame is None or frame.read:
             return
-        for stage in self._at.values():
+        for stage in self._stages():
             if stage.reads():
-                with torch.no_grad():
+                with undisturbed(hidden.device):
                     read = stage.read(self._context(stage, frame, hidden))
-                frame.read[stage.layer] = restore(read[..., None], frame.current.rows, frame.length)[..., 0]
+                frame.read[id(stage)] = restore(read[..., None], frame.current.rows, frame.length)[..., 0]
 
     def _count_keys(self, index: int, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note how many slots of a static cache will be filled when the layer's attention is observed."""
@@ -342,7 +357,7 @@ class Hooks:
         if frame is not None and compressor is not None:
             refuse_unknown_arguments(args, kwargs, hidden.shape[1])
             refuse_old_checkpointing(layer)
-            if compressor.observes() and compressor.own_layer:
+            if any(stage.own_layer for stage in self._observers().get(index, ())):
                 self._look(frame, index, layer, hidden, kwargs)
             hidden = self._begin(compressor, frame, hidden, kwargs)
         if frame is None or frame.student is None:
@@ -360,17 +375,15 @@ class Hooks:
         """Start a stage: choose the rows that go on, unless all do."""
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length(compressor.layer))
-        hidden = self._choose(compressor, frame, self._context(compressor, frame, hidden), hidden, past)
+        hidden = self._choose(compressor, frame, hidden, past)
         if cache is not None and frame.student is not None:
             refuse_cache(cache, self._backend)
         return hidden
 
-    def _choose(
-        self, compressor: Compressor, frame: Frame, context: TokenContext, hidden: Tensor, past: int
-    ) -> Tensor:
+    def _choose(self, compressor: Compressor, frame: Frame, hidden: Tensor, past: int) -> Tensor:
         """Let the method decide; returns the hidden rows that go on."""
         before = frame.current
-        result, index = decide(compressor, frame, context, past)
+        result, index = decide(compressor, frame, self._context(compressor, frame, hidden), past)
         frame.stages.append(result)
         if result.stream is not frame.whole:
             frame.student = result.stream
@@ -395,7 +408,7 @@ class Hooks:
     def _context(self, compressor: Compressor, frame: Frame, hidden: Tensor) -> TokenContext:
         stream, device = frame.current, hidden.device
         norm = cast(nn.Module, self.parts.decoder.norm)
-        observed = frame.observed.pop(compressor.layer, None)
+        observed = frame.observed.pop(id(compressor), None)
         numbers = stream.numbers.to(device)
         return TokenContext(
             hidden=hidden.detach(),
@@ -432,9 +445,9 @@ class Hooks:
         )
         if self._tables is None:
             return kwargs
-        before = (
-            None if view is None or view.shift is None or stream.ahead is None else view.shift - stream.ahead
-        )
+        before = None if view is None else view.shift
+        if before is not None and stream.ahead is not None:
+            before = before - stream.ahead.to(before.device)
         return self._tables.shifted(kwargs, index, stream.shift, before, stream.memo, id(view))
 
     def _continue_cache(self, index: int, hidden: Tensor, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -504,7 +517,7 @@ def current_frame() -> Frame | None:
 def _rows(frame: Frame, stage: Compressor, device: torch.device) -> Rows:
     """What a stage is told about the rows whose attention it observes."""
     stream = frame.current
-    read = frame.read.get(stage.layer)
+    read = frame.read.get(id(stage))
     return Rows(
         prompt=stream.prompt.to(device),
         visual=(stream.numbers >= 0).to(device),
@@ -547,7 +560,7 @@ def decide(
     Returns:
         the stage's result, and (batch, kept) the rows to gather; None where every visual token stays.
     """
-    with torch.no_grad():
+    with undisturbed(context.hidden.device):
         chosen_before = isinstance(compressor, TowerCompressor)
         selection = marked(context) if chosen_before else compressor.select(context)
     layout, stream = context.layout, frame.current
@@ -564,6 +577,15 @@ def decide(
     if packs:
         narrowed = narrowed.packed(frame.whole)
     return StageResult(compressor.layer, past, narrowed, selection, layout, frame.whole), index
+
+
+def _unmarked(placeholders: Placeholders, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Images that the attention mask hides whole have no stage to drop their marks: zeros take their place."""
+    embeds = kwargs.get("inputs_embeds")
+    if embeds is None or not any(placeholders.lengths.values()):
+        return None
+    rows = torch.stack(list(placeholders.rows.values())).any(dim=0).to(embeds.device)[..., None]
+    return args, {**kwargs, "inputs_embeds": embeds.masked_fill(rows & embeds.isnan(), 0)}
 
 
 def _source(args: Any, kwargs: dict[str, Any]) -> Tensor | None:

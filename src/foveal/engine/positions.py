@@ -15,6 +15,11 @@ __all__ = ["RotaryTables"]
 class RotaryTables:
     """Asks the decoder's own rotary embedding, whatever its scaling rule."""
 
+    @classmethod
+    def of(cls, decoder: nn.Module) -> RotaryTables | None:
+        """None where the decoder has no rotary embedding."""
+        return cls(decoder) if hasattr(decoder, "rotary_emb") else None
+
     def __init__(self, decoder: nn.Module) -> None:
         rotary: Any = decoder.rotary_emb
         self._rotary = rotary

@@ -30,7 +30,7 @@ from foveal.errors import FovealError
 if TYPE_CHECKING:
     from foveal.text_tower import TextTower
 
-__all__ = ["TowerStage", "marked"]
+__all__ = ["TowerStage", "marked", "undisturbed"]
 
 
 @dataclass
@@ -85,7 +85,8 @@ class TowerStage:
         parts, compressor = self.parts, self.compressor
         layers: Any = parts.tower_layers
         top: Any = parts.top
-        _chosen.set(None)
+        for noted in (_seen, _ids, _chosen):
+            noted.set(None)
         with ExitStack() as undo:
             undo.enter_context(replaced(parts.projector, "forward", self._choosing(parts.projector.forward)))
             handles = [
@@ -144,7 +145,7 @@ class TowerStage:
             _seen.set(None)
             made = forward(features) if self.compressor.projected else None
             context = self._context(features, made, seen)
-            with torch.no_grad():
+            with undisturbed(features.device):
                 selection = self.compressor.choose(context)
             _chosen.set(selection)
             whole = features if made is None else made
@@ -202,6 +203,13 @@ class TowerStage:
         return counts
 
 
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Methods compute without gradient, and in the precision they ask for."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
 def marked(context: TokenContext) -> Selection:
     """What was chosen before the decoder: the visual rows at layer 0 that are not NaN.
 
@@ -209,14 +217,15 @@ def marked(context: TokenContext) -> Selection:
         FovealError: the features were not computed by the model in this block.
     """
     chosen = _chosen.get()
-    if chosen is None:
+    kept = ~context.layout.gather(context.hidden[..., :1])[..., 0].isnan() & context.layout.valid
+    # The second wait for the device of an image prefill: the features may be those of another call.
+    dropped = bool((kept != context.layout.valid).any())
+    if chosen is None or (not dropped and not bool(chosen.kept.all())):
         raise FovealError(
             "a pre-LM method chooses while the model encodes images, but this forward was given embeddings: pass "
             "pixel_values inside the block"
         )
-    lengths = context.layout.lengths
-    kept = ~context.layout.gather(context.hidden[..., :1])[..., 0].isnan() & context.layout.valid
-    if len(lengths) != len(chosen.kept) or any(length != chosen.kept.shape[1] for length in lengths):
+    if not torch.equal(kept, chosen.kept):
         # Tiles, beams or chunks: which image is which is not known here.
         return Selection(kept=kept, traced=chosen.mix is None and chosen.sources is None)
     sources = chosen.mix if chosen.sources is None else chosen.sources
