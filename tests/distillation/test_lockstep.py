@@ -104,6 +104,37 @@ def test_other_families_deepstack_included(family: str, method: str, layer: int)
     assert_equal(model, inputs, last_words(inputs), methods)
 
 
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        (foveal.FastV(keep=5), foveal.DART(keep=12)),
+        (foveal.Random(keep=5), foveal.FastV(keep=12)),
+        (foveal.DART(keep=5), foveal.DART(keep=12, positions="packed")),
+        (foveal.DART(keep=5, positions="packed"), foveal.Random(keep=12)),
+        (foveal.DivPrune(keep=5, layer=2), foveal.DART(keep=12)),
+    ],
+    ids=lambda method: f"{method.card.name}-{method.positions}",
+)
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_teacher_and_student_may_be_different_methods(name: str, student: Any, teacher: Any) -> None:
+    model = families.model(name)
+    inputs = families.batch(name, [1, 2, 0], [9, 6, 12])
+    assert_equal(model, inputs, last_words(inputs), (student, teacher))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_merging_in_the_decoder(name: str) -> None:
+    """A stage of SparseVLM and one of PuMer by themselves; below Qwen3-VL's last DeepStack layer, too."""
+    model = families.model(name)
+    inputs = families.batch(name, [1, 2, 0], [9, 6, 12])
+    for student in (
+        foveal.SparseVLM(keep=5, layers=(1,)).stages(6)[0],
+        foveal.PuMer(keep=5, layers=(2,)).stages(6)[0],
+    ):
+        teacher = foveal.DivPrune(keep=12, layer=student.layer, positions="original")
+        assert_equal(model, inputs, last_words(inputs), (student, teacher))
+
+
 @since_5_23
 # The checkpointed layers of the vision tower get pixels, which never need a gradient.
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
@@ -166,6 +197,19 @@ def test_the_model_is_restored() -> None:
     with lockstep(model, foveal.DART(keep=4), foveal.DART(keep=9), labels):
         model(**inputs, use_cache=False)
     assert torch.equal(model(**inputs).logits, before)
+
+
+@pytest.mark.parametrize(
+    "method", [foveal.PyramidDrop(keep=5), foveal.VisionZip(keep=5), foveal.AveragePooling(keep=4)]
+)
+def test_methods_that_act_elsewhere_cannot_have_a_teacher(method: foveal.Compressor) -> None:
+    _, labels = labelled("one", "left")
+    for pair in ((method, foveal.Random(keep=9, layer=0)), (foveal.Random(keep=9, layer=0), method)):
+        with (
+            pytest.raises(foveal.FovealError, match="does not act at one decoder layer"),
+            lockstep(llava(), *pair, labels),
+        ):
+            pass
 
 
 def test_refusals() -> None:

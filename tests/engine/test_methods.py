@@ -335,6 +335,64 @@ def test_methods_compose(methods: list[Any]) -> None:
         assert [tuple(s.shape) for s in run.stages[-1].sources] == [(4, 25)] * 3
 
 
+def test_a_packed_cache_goes_on_under_another_method() -> None:
+    model, inputs = prepared("llava", *BATCHES["ragged"])
+    first = foveal.PyramidDrop(keep=5, layers=(1, 3))
+    later = torch.full((3, 3), families.FIRST_TEXT + 4)
+    mask = pad(inputs["attention_mask"], (0, 3), value=1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        with foveal.compress(model, first) as run:
+            cache = model(**inputs, use_cache=True).past_key_values
+            found = decisions(run, families.visual("llava", inputs))
+        with foveal.compress(model, [foveal.Random(keep=1.0, layer=0), foveal.FastV(keep=1.0, layer=1)]):
+            second = model(
+                input_ids=later, attention_mask=mask, position_ids=positions[:, -3:], past_key_values=cache
+            ).logits
+        whole = {
+            "input_ids": torch.cat([inputs["input_ids"], later], dim=1),
+            "attention_mask": mask,
+            "position_ids": positions,
+            "pixel_values": inputs["pixel_values"],
+        }
+        with decided(model, mask, found):
+            oracle = model(**whole, use_cache=False).logits[:, -3:]
+    assert (second - oracle).abs().max() < TOLERANCE
+
+
+@every_method
+@pytest.mark.parametrize("which", [[0, 1], [1], [2], [0, 1, 2]], ids=str)
+def test_images_that_the_mask_hides_whole(method: Any, which: list[int]) -> None:
+    """As if they were not there: the others' logits do not change, and nothing is NaN."""
+    model, inputs = prepared("llava", [1, 1, 1], [9, 6, 12])
+    visual = families.visual("llava", inputs)
+    for sample in which:
+        inputs["attention_mask"][sample, visual[sample]] = 0
+    with torch.inference_mode():
+        with compressed(model, method):
+            logits = model(**inputs).logits
+        plain = model(**inputs).logits
+    text = inputs["attention_mask"].bool() & ~visual
+    assert logits[text].isfinite().all()
+    hidden = torch.zeros(3, dtype=torch.bool)
+    hidden[which] = True
+    assert (logits - plain)[text & hidden[:, None]].abs().max() < TOLERANCE
+    if len(which) < 3:
+        assert (logits - plain)[text & ~hidden[:, None]].abs().max() > 1e-5
+
+
+@every_method
+def test_autocast(method: Any) -> None:
+    model, inputs = prepared("llava", *BATCHES["ragged"])
+    model = families.FAMILIES["llava"].build(6, "sdpa").float()
+    inputs["pixel_values"] = inputs["pixel_values"].float()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), compressed(model, method) as run:
+        logits = model(**inputs).logits
+        alive = inputs["attention_mask"].bool()
+        assert logits[alive].isfinite().all()
+        assert all(len(kept) for kept in run.stages[-1].kept_in_image)
+
+
 @every_method
 def test_a_second_turn_goes_on(method: Any) -> None:
     """Text behind a compressed prompt, several rows at once, against the oracle on the whole."""

@@ -303,6 +303,39 @@ def test_embeddings_instead_of_pixels_are_refused() -> None:
         model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"])
 
 
+def test_features_of_another_call_are_told_apart() -> None:
+    model = families.model("llava")
+    first, second = (families.batch("llava", [1, 1], [5, 5], seed=seed) for seed in (0, 1))
+    embeds = model.get_input_embeddings()(first["input_ids"])
+    mask = first["input_ids"] == families.IMAGE
+    with foveal.compress(model, foveal.VisionZip(keep=4)) as run:
+        model(**first)
+        kept = run.kept
+        features = torch.cat(list(model.get_image_features(first["pixel_values"]).pooler_output))
+        model.get_image_features(second["pixel_values"])
+        run.visual_mask = mask
+        model(
+            inputs_embeds=embeds.masked_scatter(mask[..., None], features),
+            attention_mask=first["attention_mask"],
+        )
+        assert all(torch.equal(a, b) for a, b in zip(run.kept, kept, strict=True))
+        assert run.stages[0].sources is None  # those of the second images would be wrong
+        with pytest.raises(foveal.FovealError, match="pass pixel_values inside the block"):
+            model(inputs_embeds=embeds, attention_mask=first["attention_mask"])
+
+
+def test_the_question_of_an_earlier_block_is_forgotten() -> None:
+    model, inputs = families.model("llava"), families.batch("llava", [1], [5])
+    tower = text_tower(model)
+    with foveal.compress(model, foveal.TRIM(keep=4), text_tower=tower):
+        model(**inputs)
+    with (
+        foveal.compress(model, foveal.TRIM(keep=4), text_tower=tower),
+        pytest.raises(foveal.FovealError, match="no input_ids came with the image"),
+    ):
+        model.get_image_features(inputs["pixel_values"])
+
+
 def test_a_class_token_among_the_visual_tokens_is_refused() -> None:
     model = families.model("llava")
     model.config.vision_feature_select_strategy = "full"

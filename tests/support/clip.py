@@ -34,8 +34,8 @@ class WordTower:
 
     def project(self, features: Tensor) -> Tensor:
         """(images, tokens, shared)."""
-        with torch.no_grad():
-            return functional.layer_norm(features, features.shape[-1:]) @ self.projection.T
+        normed = functional.layer_norm(features.double(), features.shape[-1:])
+        return normed @ self.projection.T
 
 
 @lru_cache

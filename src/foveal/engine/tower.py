@@ -144,8 +144,8 @@ class TowerStage:
             seen = _seen.get() or _Seen()
             _seen.set(None)
             made = forward(features) if self.compressor.projected else None
-            context = self._context(features, made, seen)
             with undisturbed(features.device):
+                context = self._context(features, made, seen)
                 selection = self.compressor.choose(context)
             _chosen.set(selection)
             whole = features if made is None else made
