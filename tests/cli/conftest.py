@@ -62,10 +62,10 @@ Run = Callable[..., Ran]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def command(*arguments: object) -> Ran:
+    def command(*arguments: object, columns: int = 200) -> Ran:
         words = [str(argument) for argument in arguments]
         monkeypatch.setattr(sys, "argv", ["foveal", *words])
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", str(columns))
         with pytest.raises(SystemExit) as ended:
             main(words)
         printed = capsys.readouterr()

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from typing import Any
 
 import pytest
-
-import foveal
 
 COMMANDS = ("ask", "demo", "eval", "list", "train")
 
@@ -37,32 +34,8 @@ def test_an_unknown_command_is_a_usage_error(run: Any) -> None:
     assert run("compress").code == 2
 
 
-def test_list_shows_every_method(run: Any) -> None:
-    ran = run("list")
-    assert ran.code == 0
-    for name in foveal.available():
-        card = foveal.method_class(name).card
-        assert card is not None
-        for part in (name, card.paper, card.stage, card.needs):
-            assert part in ran.out
-
-
-def test_list_one(run: Any) -> None:
-    ran = run("list", "fastv")
-    assert foveal.FastV.card.rule in ran.out
-    assert "foveal.FastV(keep=64)" in ran.out
-    assert foveal.DART.card.paper not in ran.out
-
-
-def test_list_as_json(run: Any) -> None:
-    found = json.loads(run("list", "--json").out)
-    assert [item["name"] for item in found] == list(foveal.available())
-    assert found[0]["options"]["layer"] == 2
-    assert found[0]["options"]["keep"] is None
-
-
-def test_list_of_an_unknown_method(run: Any) -> None:
-    ran = run("list", "dort")
-    assert (ran.code, ran.out) == (2, "")
-    assert "unknown method 'dort'" in ran.err
-    assert len(ran.err.splitlines()) == 1
+def test_values_are_joined_for_eval_only(run: Any, tmp_path: Any) -> None:
+    """A command with arguments of its own must not lose them to an option in front of them."""
+    ran = run("ask", "--keep", "16", tmp_path / "gone.png", "is it a cat?")
+    assert "no such image" in ran.err
+    assert "--keep many: pass" in run("eval", "--keep", "16", "many").err

@@ -22,6 +22,47 @@ def test_an_answer_and_what_it_was_made_from(run: Any, checkpoint: Path, photo: 
     assert note == "fastv kept 20 of 144 visual tokens from layer 2 on"
 
 
+@pytest.mark.parametrize(
+    ("method", "note"),
+    [
+        ("divprune", "divprune kept 20 of 144 visual tokens before the decoder"),
+        ("visionzip", "visionzip kept 20 of 144 visual tokens before the decoder"),
+        ("prumerge", "prumerge kept 20 of 144 visual tokens before the decoder"),
+        (
+            "pyramiddrop",
+            "pyramiddrop kept 20 of 144 visual tokens from layer 3 on (75 from layer 1, 39 from layer 2)",
+        ),
+        ("random", "random kept 20 of 144 visual tokens from layer 2 on"),
+    ],
+)
+def test_the_note_says_where_tokens_went(
+    run: Any, checkpoint: Path, photo: Path, method: str, note: str
+) -> None:
+    ran = run("ask", photo, QUESTION, "--model", checkpoint, "--method", method, "--keep", 20)
+    assert ran.out.strip().splitlines()[1:] == [note]
+
+
+def test_json_of_several_stages(run: Any, checkpoint: Path, photo: Path) -> None:
+    ran = run("ask", photo, QUESTION, "--model", checkpoint, "--method", "sparsevlm", "--keep", 20, "--json")
+    reply = json.loads(ran.out)
+    assert [stage["layer"] for stage in reply["stages"]] == [1, 2, 3]
+    assert reply["stages"][-1]["kept"] == reply["kept"] == len(reply["positions"]) == 20
+    assert "layer" not in reply["options"]
+    assert foveal.get("sparsevlm", **reply["options"]) == foveal.SparseVLM(keep=20)
+
+
+def test_an_option_of_the_command_goes_before_that_of_the_checkpoint(
+    run: Any, photo: Path, tmp_path: Path
+) -> None:
+    model = vlm.model().float()
+    record_compressor(model, foveal.PyramidDrop(keep=7, layers=(1, 3), budgets=(20,)))
+    model.save_pretrained(tmp_path)
+    vlm.processor().save_pretrained(tmp_path)
+    ran = run("ask", photo, QUESTION, "--model", tmp_path, "--keep", 5, "--json")
+    assert json.loads(ran.out)["stages"] == [{"layer": 1, "kept": 20}, {"layer": 3, "kept": 5}]
+    check_refused(run("ask", photo, QUESTION, "--model", tmp_path, "--layer", 2), "pyramiddrop")
+
+
 def test_json(run: Any, checkpoint: Path, photo: Path) -> None:
     reply = json.loads(run("ask", photo, QUESTION, "--model", checkpoint, "--json").out)
     assert reply["method"] == "dart"
@@ -95,7 +136,10 @@ def test_a_checkpoint_brings_its_method(run: Any, photo: Path, tmp_path: Path) -
         (["--layer", "4"], "layer"),
         (["--layer", "99"], "layer"),
         (["--layer", "-1"], "layer=-1"),
-        (["--method", "dort"], "unknown method 'dort': choose one of dart, fastv, random"),
+        (["--method", "dort"], "unknown method 'dort': choose one of cdpruner, dart, "),
+        (["--method", "tome", "--layer", "2"], "--layer 2: tome drops tokens before the decoder"),
+        (["--method", "pumer", "--layer", "2"], "--layer 2: pumer drops tokens at several layers"),
+        (["--keep", "auto"], 'keep="auto" needs a method'),
         (["--method", "none", "--out", "x.png"], "--out"),
         (["--out", "kept.nonsense"], "kept.nonsense"),
     ],

@@ -54,6 +54,8 @@ def test_the_row_is_json_and_complete() -> None:
     assert row["pope"]["existence"]["random"]["accuracy"] == 1
     assert row["unreadable"] == {"5": "cannot read it"}
     assert (row["seconds"], row["provenance"]) == (1.235, {"seed": 0})
+    assert row["kept_per_image"] is None
+    assert EvaluationResult((), kept_per_image=16.0).row()["kept_per_image"] == 16
 
 
 def test_difference_is_paired_and_signed() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,69 @@ def test_a_compressor_already_attached_is_used_and_named(model: Any, questions: 
     assert (result.settings["method"], result.settings["keep"]) == ("dart", 9)
     assert said(result) == said(run(model, questions, foveal.DART(keep=9)))
     assert run(model, questions[:1]).settings["method"] == "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves(foveal.Random):
+    """A method with options that JSON does not know."""
+
+    numbers: tuple[int, ...] = (1, 2)
+    dtype: torch.dtype = torch.float16
+    nested: Any = field(default_factory=lambda: {"a": (1.5, None), 2: [True]})
+
+
+def test_rows_read_from_json_are_as_they_were_written(model: Any, questions: Any) -> None:
+    staged = foveal.PyramidDrop(keep=7, layers=(1, 3), budgets=(20,))
+    for method in (Halves(keep=9), staged):
+        row = run(model, questions[:2], method).row()
+        assert json.loads(json.dumps(row)) == row
+    assert row["settings"]["layers"] == [1, 3]
+    again = foveal.get("pyramiddrop", **{name: row["settings"][name] for name in staged.options()})
+    assert again == staged
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        (None, None),
+        (foveal.DART(keep=16), 16),
+        (foveal.PyramidDrop(keep=7), 7),
+        (foveal.AveragePooling(keep=47), 45),
+        (foveal.VisionZip(keep=1.0), 144),
+        (foveal.Random(keep=1 / 9), 16),
+    ],
+)
+def test_the_tokens_really_kept_are_recorded(model: Any, questions: Any, method: Any, kept: Any) -> None:
+    assert run(model, questions[:3], method, batch_size=2).row()["kept_per_image"] == kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loud(foveal.Compressor):
+    """Keeps as many tokens as it likes."""
+
+    def select(self, context: foveal.TokenContext) -> foveal.Selection:
+        size = context.layout.gather(context.hidden).norm(dim=-1)
+        return foveal.Selection(kept=(size > size.mean(dim=1, keepdim=True)) & context.layout.valid)
+
+
+def test_a_number_that_the_image_decides_is_averaged_over_all_images(
+    model: Any, questions: Any, tmp_path: Path
+) -> None:
+    """One a batch, and one that cannot be read, which has no tokens."""
+    method = Loud(keep=1)
+    broken = {"image": tmp_path / "none.png", "question": "?", "answer": "yes"}
+    counts = [run(model, [item], method).kept_per_image for item in questions]
+    assert len(set(counts)) > 1
+    together = run(model, [*questions[:9], broken, questions[9]], method, batch_size=1)
+    assert together.kept_per_image == pytest.approx(sum(counts) / len(counts))
+    assert run(model, [broken], method).kept_per_image is None
+
+
+def test_someone_else_may_show_the_progress(model: Any, questions: Any, capsys: Any) -> None:
+    counts: list[int] = []
+    run(model, questions, batch_size=4, progress=counts.append)
+    assert counts == [4, 4, 2]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_second_run_says_the_same(model: Any, questions: Any) -> None:

@@ -188,7 +188,8 @@ def watched(model: Any) -> Iterator[Towers]:
 
     def note_class(_module: Any, _args: Any, output: Any) -> None:
         layer = getattr(model.config, "vision_feature_layer", None)
-        seen.class_tokens.append(None if layer is None else output.hidden_states[layer][:, 0])
+        hidden = None if layer is None else output.hidden_states
+        seen.class_tokens.append(None if hidden is None else hidden[layer][:, 0])
 
     handles = [
         base.multi_modal_projector.register_forward_pre_hook(before),
