@@ -10,11 +10,12 @@ question ask a text tower of CLIP-L's size about 16 tokens. With 2 layers ToMe c
 matching is timed, as in the 23 blocks of CLIP-L that the features pass through.
 
 "Selection" is all that is done to choose: observing attention and reading embeddings, PyramidDrop's norm and
-projections of the layer that it asks ahead of time, scoring, choosing, and bookkeeping of what was chosen. "Text" is
-the text tower and the projection of patches beside it, "other" what else the engine does: describing the inputs,
-gathering rows and tables, merging what the method wants merged, putting rows back. "Forward" is all of it with the
-decoder. Everything is a share of the plain decoder's forward of the same round; medians over rounds. The bound is that
-forward with every layer priced by the rows it sees.
+projections of the layer that it asks ahead of time, scoring, choosing, and bookkeeping of what was chosen; "observing"
+is the part of it that computes attention inside the decoder, which an eager forward would have at hand. "Text" is the
+text tower and the projection of patches beside it, "other" what else the engine does: describing the inputs, gathering
+rows and tables, merging what the method wants merged, putting rows back. "Forward" is all of it with the decoder.
+Everything is a share of the plain decoder's forward of the same round, by the processor's clock (waiting for a busy
+core does not count); medians over rounds. The bound is that forward with every layer priced by the rows it sees.
 
 Peers' figures are published shares of a plain forward, here for 64 tokens; the ranges of DivPrune and CDPruner are
 taken to go in a straight line from 64 tokens to 192.
@@ -103,6 +104,7 @@ class Row:
 
     Attributes:
         selection: all that is done to choose.
+        observing: the part of it that computes attention in the decoder.
         text: the text tower.
         projection: patches brought into the space that they share with text.
         other: what else the engine adds.
@@ -114,6 +116,7 @@ class Row:
     method: str
     keep: int
     selection: float
+    observing: float
     peer: float | None
     text: float
     projection: float
@@ -128,7 +131,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.clock: Callable[[], float] = time.thread_time
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._running = ["decoder"]
         self._since = 0.0
 
@@ -137,7 +140,7 @@ class Stopwatch:
         for name in names:
             setattr(owner, name, self._timed(getattr(owner, name), kind))
 
-    def time(self, call: Callable[[], Any]) -> dict[str, float]:
+    def time(self, call: Callable[[], Any]) -> defaultdict[str, float]:
         """Seconds of a call by kind; "decoder" is what no wrapped function spent."""
         self.seconds, self._since = defaultdict(float), self.clock()
         call()
@@ -170,8 +173,9 @@ def install(llava: Any) -> None:
     """Time whatever a compressed forward does beside the decoder."""
     engine = ("_before_base", "_before_decoder", "_before_layer", "_context", "_physical", "_after_decoder")
     STOPWATCH.wrap(hooks.Hooks, "other", *engine)
-    STOPWATCH.wrap(hooks.Hooks, "selection", "_observe", "_read", "_look")
-    STOPWATCH.wrap(hooks, "selection", "decide")
+    STOPWATCH.wrap(hooks.Hooks, "observing", "_observe", "_look")
+    STOPWATCH.wrap(hooks.Hooks, "choosing", "_read")
+    STOPWATCH.wrap(hooks, "choosing", "decide")
     STOPWATCH.wrap(tower.TowerStage, "other", "_before_tower", "_after_tower", "_context")
     STOPWATCH.wrap(tower, "other", "_kept_rows", "_spread")
     STOPWATCH.wrap(foveal.TextTower, "text", "embed")
@@ -180,7 +184,7 @@ def install(llava: Any) -> None:
     STOPWATCH.wrap(type(llava.model.multi_modal_projector), "vision", "forward")
     for name in foveal.available():
         if "choose" in vars(method_class(name)):
-            STOPWATCH.wrap(method_class(name), "selection", "choose")
+            STOPWATCH.wrap(method_class(name), "choosing", "choose")
 
 
 def device_clock() -> float:
@@ -212,7 +216,7 @@ class Bench:
         """A prefill of the bare decoder."""
         self.llama(inputs_embeds=self.embeds[:, :rows], use_cache=False, logits_to_keep=1)
 
-    def compressed(self, method: foveal.Compressor) -> tuple[dict[str, float], foveal.Run]:
+    def compressed(self, method: foveal.Compressor) -> tuple[defaultdict[str, float], foveal.Run]:
         """A prefill under a method, timed."""
         if not isinstance(method, TowerCompressor):
             with foveal.compress(self.llama, method, visual_mask=self.visual) as run:
@@ -223,14 +227,14 @@ class Bench:
             prefill = partial(self.llava, **self.inputs, use_cache=False, logits_to_keep=1)
             return STOPWATCH.time(prefill), run
 
-    def matching(self, method: Any) -> dict[str, float]:
+    def matching(self, method: Any) -> defaultdict[str, float]:
         """What ToMe does to choose, in a whole tower."""
         left, seconds = VISUAL + 1, 0.0
         for removed in method.removals(VISUAL, BLOCKS):
             keys = torch.randn(1, left, PATCH_WIDTH // 16, **self.place)
             seconds += STOPWATCH.time(partial(method.match, keys, removed, True))["decoder"]
             left -= removed
-        return {"selection": seconds}
+        return defaultdict(float, choosing=seconds)
 
     def _llama(self) -> Any:
         return LlamaForCausalLM(
@@ -266,8 +270,14 @@ class Bench:
 
 def _text_tower() -> foveal.TextTower:
     """CLIP-L's, which takes any text for the same tokens."""
-    size = {"hidden_size": SHARED, "intermediate_size": 4 * SHARED, "projection_dim": SHARED}
-    config = CLIPTextConfig(**size, num_hidden_layers=12, num_attention_heads=12, eos_token_id=2)
+    config = CLIPTextConfig(
+        hidden_size=SHARED,
+        intermediate_size=4 * SHARED,
+        projection_dim=SHARED,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        eos_token_id=_Tokenizer.eos_token_id,
+    )
     text = CLIPTextModelWithProjection(config)
     clip = SimpleNamespace(
         text_model=text.text_model,
@@ -317,7 +327,8 @@ def measure(shape: Shape) -> list[Row]:
         for case in random.sample(list(methods), len(methods)):
             method = methods[case]
             seconds = bench.matching(method) if case[0] == "tome" else bench.compressed(method)[0]
-            seconds["forward"] = sum(seconds.values()) - seconds.get("vision", 0)
+            seconds["forward"] = sum(seconds.values()) - seconds["vision"]
+            seconds["selection"] = seconds["choosing"] + seconds["observing"]
             if number >= WARM:
                 shares[case].append({kind: value / plain[TOKENS] for kind, value in seconds.items()})
         for rows, value in plain.items():
@@ -337,13 +348,14 @@ def _row(
     def median(kind: str) -> float:
         return statistics.median(share.get(kind, 0.0) for share in shares)
 
-    low, high = PEERS.get(name, (None, None))
+    ends = PEERS.get(name)
     return Row(
         shape=shape.name,
         method=name,
         keep=keep,
         selection=median("selection"),
-        peer=None if low is None or high is None else low + (high - low) * (keep - 64) / 128,
+        observing=median("observing"),
+        peer=None if ends is None else ends[0] + (ends[1] - ends[0]) * (keep - 64) / 128,
         text=median("text"),
         projection=median("projection"),
         other=median("other"),
@@ -356,7 +368,20 @@ def _row(
 def report(rows: list[Row]) -> None:
     """Print and save."""
     table = Table(box=None)
-    heads = ("", "keep", "selection", "peer", "", "text", "other", "forward", "peer", "bound", "realised")
+    heads = (
+        "",
+        "keep",
+        "selection",
+        "peer",
+        "",
+        "observing",
+        "text",
+        "other",
+        "forward",
+        "peer",
+        "bound",
+        "realised",
+    )
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left", no_wrap=True)
     last = ""
@@ -364,18 +389,16 @@ def report(rows: list[Row]) -> None:
         if row.shape != last:
             table.add_row(f"\n[bold]{row.shape}[/bold]")
             last = row.shape
-        timed = row.forward is not None and row.bound is not None
         table.add_row(
             f"  {row.method}",
             str(row.keep),
             f"{row.selection:.2%}",
             *(("", "") if row.peer is None else (f"{row.peer:.1%}", _verdict(row.selection, row.peer))),
+            f"{row.observing:.2%}" if row.observing else "",
             f"{row.text + row.projection:.1%}" if row.text else "",
-            f"{row.other:.2%}" if timed else "",
-            f"{row.forward:.2f}x" if timed else "",
-            "" if row.peer_forward is None else f"{row.peer_forward:.2f}x",
-            f"{row.bound:.2f}x" if timed else "",
-            f"{row.bound / row.forward:.0%}" if timed else "",
+            f"{row.other:.2%}" if row.other else "",
+            *map(_times, (row.forward, row.peer_forward, row.bound)),
+            "" if row.forward is None or row.bound is None else f"{row.bound / row.forward:.0%}",
         )
     Console(width=130).print(table)
     setting = {
@@ -391,6 +414,10 @@ def report(rows: list[Row]) -> None:
 
 def _verdict(share: float, peer: float) -> str:
     return "below" if share < peer else "ABOVE"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
 
 
 def _described(shape: Shape) -> dict[str, Any]:

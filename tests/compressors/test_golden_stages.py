@@ -106,7 +106,7 @@ def test_sparsevlm_raters(model: Any, data: dict[str, Any], case: str) -> None:
     affinity, words = rater_affinity(context)
     assert words[0].nonzero()[:, 0].tolist() == list(range(IMAGE.stop, embeds.shape[1]))
     assert_close(affinity[0, IMAGE.stop :], golden[f"{case}_rater_score"], 1e-14, 1e-6)
-    weights = SparseVLM(keep=64).stages(6)[0].read(context)[0]
+    weights = SparseVLM(keep=64).read(context)[0]
     raters = golden[f"{case}_raters"] + IMAGE.stop
     np.testing.assert_array_equal(weights.nonzero()[:, 0].numpy(), raters)
     assert_close(weights[raters].to(model.dtype), np.full(len(raters), 1 / len(raters)), 1e-15, 1e-7)

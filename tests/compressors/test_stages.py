@@ -103,7 +103,8 @@ def stage_of(method: FallingCompressor, number: int = 2, depth: int = 32) -> Sta
 
 
 def decide(stage: Stage, made: Scene, whole: tuple[int, ...] | None = None) -> Selection:
-    rows = replace(made.rows, read=stage.read(made.context())) if stage.reads() else made.rows
+    method = stage.method
+    rows = replace(made.rows, read=method.read(made.context())) if method.reads() else made.rows
     return stage.select(made.context(stage.observe(made.attention, rows), whole))
 
 
@@ -373,7 +374,7 @@ def test_text_attention_weighs_rows_and_skips_filler() -> None:
 def test_one_word_is_no_rater_and_the_last_prompt_row_scores() -> None:
     made = scene([[3, -20, 1]])
     stage = stage_of(SparseVLM(keep=9))
-    assert not stage.read(made.context()).any()
+    assert not stage.method.read(made.context()).any()
     chosen = decide(stage, made)
     assert chosen.scores is not None
     torch.testing.assert_close(chosen.scores[0], probabilities(made, 0)[-1, 3:23])
@@ -414,7 +415,7 @@ def raters(made: Scene, sample: int) -> list[int]:
 def test_sparsevlm_finds_raters_and_averages_them() -> None:
     made = scene(MANY)
     stage = stage_of(SparseVLM(keep=5))
-    weights = stage.read(made.context())
+    weights = stage.method.read(made.context())
     rows = replace(made.rows, read=weights)
     observed = stage.observe(made.attention, rows)
     for sample in (0, 1):

@@ -124,13 +124,11 @@ def test_teacher_and_student_may_be_different_methods(name: str, student: Any, t
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
 def test_merging_in_the_decoder(name: str) -> None:
-    """A stage of SparseVLM and one of PuMer by themselves; below Qwen3-VL's last DeepStack layer, too."""
+    """Stages of PuMer by themselves; below Qwen3-VL's last DeepStack layer, too."""
     model = families.model(name)
     inputs = families.batch(name, [1, 2, 0], [9, 6, 12])
-    for student in (
-        foveal.SparseVLM(keep=5, layers=(1,)).stages(6)[0],
-        foveal.PuMer(keep=5, layers=(2,)).stages(6)[0],
-    ):
+    for layer in (1, 2):
+        student = foveal.PuMer(keep=5, layers=(layer,)).stages(6)[0]
         teacher = foveal.DivPrune(keep=12, layer=student.layer, positions="original")
         assert_equal(model, inputs, last_words(inputs), (student, teacher))
 

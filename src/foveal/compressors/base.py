@@ -133,7 +133,7 @@ class Compressor:
         return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
 
     def read(self, context: TokenContext) -> Tensor:
-        """Reduce what enters layer 0 to one number per row; optional.
+        """Reduce what enters layer 0 to one number per row, once for all stages of the method; optional.
 
         Returns:
             (batch, rows), handed to `observe` as `rows.read`.

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from foveal.compressors.base import MethodCard, Positions, TowerCompressor
 from foveal.compressors.context import Selection, TowerContext
-from foveal.compressors.selection import greedy_dpp
+from foveal.compressors.selection import gram, greedy_dpp
 from foveal.errors import FovealError
 
 __all__ = ["CDPruner"]
@@ -88,8 +88,7 @@ class CDPruner(TowerCompressor):
         """Greedy MAP, given (images, tokens) relevance."""
         images, tokens = relevance.shape
         counts = self.counts((tokens,) * images)
-        unit = _unit(features)
-        kernel = relevance[:, :, None] * (unit @ unit.transpose(1, 2)) * relevance[:, None, :]
+        kernel = gram(_unit(features) * relevance[:, :, None])
         everything = torch.ones_like(relevance, dtype=torch.bool)
         wanted = torch.tensor(counts, device=features.device)
         order = greedy_dpp(kernel, everything, wanted, counts[0])

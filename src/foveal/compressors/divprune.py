@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from foveal.compressors.base import Compressor, MethodCard, Positions
 from foveal.compressors.context import Selection, TokenContext
-from foveal.compressors.selection import farthest_first
+from foveal.compressors.selection import farthest_first, gram
 
 __all__ = ["DivPrune"]
 
@@ -57,7 +57,7 @@ class DivPrune(Compressor):
         tokens = functional.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
         counts = self._kept_counts(layout.lengths)
         wanted = torch.tensor(counts, device=tokens.device)
-        order = farthest_first(tokens @ tokens.transpose(1, 2), layout.valid, wanted, max(counts))
+        order = farthest_first(gram(tokens), layout.valid, wanted, max(counts))
         scores = _countdown(order, wanted, tokens.shape[1])
         return Selection(kept=scores > 0, counts=counts, scores=scores)
 

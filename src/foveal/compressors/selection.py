@@ -14,12 +14,15 @@ __all__ = [
     "bipartite_match",
     "density_peaks",
     "farthest_first",
+    "gram",
     "greedy_dpp",
     "least_similar_to_pivots",
     "split_evenly",
     "top_per_row",
     "upper_outliers",
 ]
+
+_STRIP = 144  # columns whose products are computed at once
 
 
 def top_per_row(scores: Tensor, counts: Tensor) -> Tensor:
@@ -131,6 +134,25 @@ def farthest_first(similarity: Tensor, valid: Tensor, counts: Tensor, steps: int
     return _cut(order.T, counts, valid)
 
 
+def gram(vectors: Tensor) -> Tensor:
+    """The products of all pairs, each computed once: exactly symmetric, and about a third faster than a product.
+
+    Args:
+        vectors: (rows, columns, width).
+
+    Returns:
+        (rows, columns, columns).
+    """
+    rows, columns, _ = vectors.shape
+    products = vectors.new_empty(rows, columns, columns)
+    for start in range(0, columns, _STRIP):
+        stop = start + _STRIP
+        strip = vectors[:, start:stop] @ vectors[:, :stop].transpose(1, 2)
+        products[:, start:stop, :stop] = strip
+        products[:, :start, start:stop] = strip[:, :, :start].transpose(1, 2)
+    return products
+
+
 def greedy_dpp(kernel: Tensor, valid: Tensor, counts: Tensor, steps: int) -> Tensor:
     """Pick tokens that span a large volume: greedy MAP of a determinantal point process (as in CDPruner).
 
@@ -151,29 +173,35 @@ def greedy_dpp(kernel: Tensor, valid: Tensor, counts: Tensor, steps: int) -> Ten
     diagonal = kernel.diagonal(dim1=1, dim2=2)
     diagonal = diagonal.masked_fill(~diagonal.isfinite(), torch.finfo(kernel.dtype).min)
     diagonal = diagonal.masked_fill_(~valid, float("-inf"))
-    kernels, offset = _by_token(kernel)
+    kernels, offset = _by_token(kernel[..., None])
+    factors = kernel.new_zeros(rows, columns, steps)  # of every token by the picks
+    factors_by_token, _ = _by_token(factors[..., None])
 
-    left = diagonal.clone()  # of the diagonal, once the picks are projected out
-    factors = kernel.new_empty(rows, steps, columns)
-    gains = kernel.new_empty(steps, rows)
+    # All in the shape (rows, columns, 1): with tensors this small, every view would cost as much as a product.
+    left = diagonal.clone()[..., None]  # of the diagonal, once the picks are projected out
+    gains = kernel.new_empty(steps, rows, 1, 1)
     order = torch.empty(steps, rows, dtype=torch.int64, device=valid.device)
-    for step, (gain, pick) in enumerate(zip(gains, order, strict=True)):
-        torch.max(left, dim=1, out=(gain, pick))
-        factor = kernels.index_select(0, offset + pick)
-        if step:
-            earlier = factors[:, :step]
-            at_pick = earlier.gather(2, pick[:, None, None].expand(-1, step, 1)).transpose(1, 2)
-            factor = torch.baddbmm(factor[:, None], at_pick, earlier, alpha=-1)[:, 0]
-        factor = torch.div(factor, gain.sqrt()[:, None], out=factors[:, step])
+    places = order[:, :, None, None]
+    for gain, place, pick, column in zip(gains, places, order, factors[..., None].unbind(dim=2), strict=True):
+        torch.max(left, dim=1, keepdim=True, out=(gain, place))
+        at_pick = offset + pick
+        factor = torch.baddbmm(
+            kernels.index_select(0, at_pick),
+            factors,
+            factors_by_token.index_select(0, at_pick),
+            alpha=-1,
+        ).div_(gain.sqrt())
+        column.copy_(factor)
         # A NaN, of a broken token or past the rank, changes nothing; max would take it for the largest.
-        left = torch.fmin(left, left.addcmul(factor, factor, value=-1))
-        left.scatter_(1, pick[:, None], float("-inf"))
+        torch.fmin(left, left.addcmul(factor, factor, value=-1), out=left)
+        left.scatter_(1, place, float("-inf"))
+    gains, order = gains[..., 0, 0], order.T
 
     # Past the rank only rounding is left: measured up to 5e-6 (float32) and 1e-14 (float64) of the largest diagonal at
     # rank 256, where the last true gain was above 1e-4.
     tolerance = 1e-10 if kernel.dtype == torch.float64 else 1e-5
     full_rank = (gains > tolerance * diagonal.amax(dim=1).clamp(min=0)).sum(dim=0)
-    return _cut(_continue(order.T, full_rank, diagonal), counts, valid)
+    return _cut(_continue(order, full_rank, diagonal), counts, valid)
 
 
 def density_peaks(points: Tensor, valid: Tensor, clusters: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -259,9 +287,9 @@ def _take(values: Tensor, columns: Tensor) -> Tensor:
 
 
 def _by_token(square: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows, columns, columns) as (rows * columns, columns), and (rows,) where each row starts in it."""
-    rows, columns, _ = square.shape
-    return square.reshape(rows * columns, columns), torch.arange(rows, device=square.device) * columns
+    """(rows, columns, ...) as (rows * columns, ...), and (rows,) where each row starts in it."""
+    rows, columns = square.shape[:2]
+    return square.flatten(0, 1), torch.arange(rows, device=square.device) * columns
 
 
 def _cut(order: Tensor, counts: Tensor, valid: Tensor) -> Tensor:

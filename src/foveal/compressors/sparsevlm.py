@@ -12,7 +12,14 @@ from torch.nn import functional
 from foveal.compressors.base import MethodCard
 from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext
 from foveal.compressors.selection import density_peaks, top_per_row
-from foveal.compressors.staging import FallingCompressor, Stage, merge_matrix, seen_by_text, text_attention
+from foveal.compressors.staging import (
+    FallingCompressor,
+    Stage,
+    merge_matrix,
+    seen_by_text,
+    text_attention,
+    without_unused,
+)
 
 __all__ = ["SparseVLM", "rater_affinity"]
 
@@ -22,13 +29,6 @@ class _SparseStage(Stage):
     """Keep what the raters attend to, and merge the best of the rest into a few clusters."""
 
     method: SparseVLM
-
-    def read(self, context: TokenContext) -> Tensor:
-        """(batch, rows) equal weights of the raters, adding up to 1; 0 for other rows."""
-        affinity, text = rater_affinity(context)
-        mean = affinity.sum(dim=1, keepdim=True) / text.sum(dim=1, keepdim=True).clamp(min=1)
-        raters = (text & (affinity > mean)).to(affinity.dtype)
-        return raters / raters.sum(dim=1, keepdim=True).clamp(min=1)
 
     def observe(self, attention: AttentionInputs, rows: Rows) -> Tensor:
         """(batch, rows, 2) the raters' mean attention to this forward's rows, and the last prompt row's."""
@@ -161,6 +161,13 @@ class SparseVLM(FallingCompressor):
         servable="yes: exactly keep tokens, counts known for every layer",
     )
 
+    def read(self, context: TokenContext) -> Tensor:
+        """(batch, rows) equal weights of the raters, adding up to 1; 0 for other rows."""
+        affinity, text = rater_affinity(context)
+        mean = affinity.sum(dim=1, keepdim=True) / text.sum(dim=1, keepdim=True).clamp(min=1)
+        raters = (text & (affinity > mean)).to(affinity.dtype)
+        return raters / raters.sum(dim=1, keepdim=True).clamp(min=1)
+
 
 def rater_affinity(context: TokenContext) -> tuple[Tensor, Tensor]:
     """How much a sample's images point at each word of its prompt behind the first image.
@@ -176,6 +183,7 @@ def rater_affinity(context: TokenContext) -> tuple[Tensor, Tensor]:
     most = min(rows, batch * rows - sum(context.layout.lengths))
     listed = (~words).sort(dim=1, stable=True).indices[:, :most]
     present = words.gather(1, listed)
+    listed, present = without_unused(listed, present)
     hidden = context.hidden.to(torch.promote_types(context.hidden.dtype, torch.float32))
     word = hidden.gather(1, listed[:, :, None].expand(-1, -1, hidden.shape[2]))
     affinity = (hidden @ word.transpose(1, 2)).masked_fill_(~present[:, None], float("-inf")).softmax(dim=2)

@@ -22,6 +22,7 @@ __all__ = [
     "scaled_layers",
     "seen_by_text",
     "text_attention",
+    "without_unused",
 ]
 
 _BLOCK = 64  # text rows whose attention is held at once
@@ -178,17 +179,30 @@ def text_attention(attention: AttentionInputs, rows: Rows, weights: Tensor) -> T
     Returns:
         (batch, rows, 2): the weighted sum over text rows; and that of the last prompt row alone, for `seen_by_text`.
     """
-    length = rows.prompt.shape[1]
-    last = attention.row(rows.last).mean(dim=1)[:, -length:]
+    text = rows.text.clamp(min=0)
+    text, weight = without_unused(text, weights.gather(1, text).masked_fill_(rows.text < 0, 0))
+    last, length = attention.row(rows.last).mean(dim=1), rows.prompt.shape[1]
     total = torch.zeros_like(last)
-    for start in range(0, rows.text.shape[1], _BLOCK):
-        some = rows.text[:, start : start + _BLOCK]
-        index = some.clamp(min=0)
-        weight = weights.gather(1, index).masked_fill(some < 0, 0).to(last.dtype)[:, None]
-        received = attention.rows(index).mean(dim=1)[:, :, -length:]
-        # A row of padding sees nothing: NaN.
-        total += (weight @ received.masked_fill(weight.transpose(1, 2) == 0, 0))[:, 0]
-    return torch.stack([total, last], dim=2)
+    # A row of padding sees nothing: NaN. The last row takes its place.
+    index = rows.last[:, None].where(weight == 0, text)
+    for some, share in zip(index.split(_BLOCK, dim=1), weight.split(_BLOCK, dim=1), strict=True):
+        received = attention.rows(some)
+        heads = share.to(received.dtype)[:, None, None].expand(-1, received.shape[1], -1, -1)
+        total += (heads @ received).mean(dim=1)[:, 0]
+    return torch.stack([total, last], dim=2)[:, -length:]
+
+
+def without_unused(index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out the columns that have no weight in any sample, where that can be known without waiting for a device.
+
+    Args:
+        index: (batch, some).
+        weights: (batch, some), not negative.
+    """
+    if weights.device.type != "cpu":
+        return index, weights
+    used = weights.any(dim=0).nonzero()[:, 0]
+    return index.index_select(1, used), weights.index_select(1, used)
 
 
 def seen_by_text(context: TokenContext) -> Tensor:

@@ -106,7 +106,8 @@ class Hooks:
         text_tower: TextTower | None = None,
     ) -> None:
         depth = len(parts.layers)
-        stages = [stage for compressor in compressors for stage in compressor.stages(depth)]
+        owners = [(stage, compressor) for compressor in compressors for stage in compressor.stages(depth)]
+        stages = [stage for stage, _ in owners]
         check_stages(stages, depth)
         if not parts.placeholders and visual_mask is None:
             raise FovealError(
@@ -119,6 +120,7 @@ class Hooks:
         )
         self.visual_mask = visual_mask
         self._at = {stage.layer: stage for stage in sorted(stages, key=lambda stage: stage.layer)}
+        self._owners = {id(stage): compressor for stage, compressor in owners}
         first = min(self._at)
         self._tower = next(
             (TowerStage(parts, stage, text_tower) for stage in stages if isinstance(stage, TowerCompressor)),
@@ -191,7 +193,7 @@ class Hooks:
             (index, partial(self._before_layer, index)) for index in self._hooked
         ]
         before += [(index, partial(self._count_keys, index)) for index in self._observers()]
-        if any(stage.reads() for stage in self._stages()):
+        if self._readers():
             before.append((0, self._read))
         after = [(index, partial(self._after_layer, index)) for index in self._deepened]
         handles += [layers[i].register_forward_pre_hook(hook, with_kwargs=True) for i, hook in before]
@@ -201,6 +203,15 @@ class Hooks:
     def _stages(self) -> Sequence[Compressor]:
         """All that choose tokens, by layer."""
         return tuple(self._at.values())
+
+    def _owner(self, stage: Compressor) -> Compressor:
+        """The method that a stage belongs to."""
+        return self._owners.get(id(stage), stage)
+
+    def _readers(self) -> list[Compressor]:
+        """The methods that read the embeddings."""
+        owners = {id(owner): owner for owner in map(self._owner, self._stages())}
+        return [owner for owner in owners.values() if owner.reads()]
 
     def _observers(self) -> dict[int, list[Compressor]]:
         """The stages that observe the attention of a layer, by layer."""
@@ -326,7 +337,7 @@ class Hooks:
             if not peeking:
                 attention = attention.without_empty_slots(frame.keys)
             with undisturbed(attention.key.device):
-                rows = _rows(frame, stage, attention.key.device)
+                rows = _rows(frame, frame.read.get(id(self._owner(stage))), attention.key.device)
                 frame.observed[id(stage)] = stage.observe(attention, rows)
         self._peek.stop()
 
@@ -336,11 +347,10 @@ class Hooks:
         frame = None if _is_decode_step(hidden, kwargs) else _frame.get()
         if frame is None or frame.read:
             return
-        for stage in self._stages():
-            if stage.reads():
-                with undisturbed(hidden.device):
-                    read = stage.read(self._context(stage, frame, hidden))
-                frame.read[id(stage)] = restore(read[..., None], frame.current.rows, frame.length)[..., 0]
+        for method in self._readers():
+            with undisturbed(hidden.device):
+                read = method.read(self._context(method, frame, hidden))
+            frame.read[id(method)] = restore(read[..., None], frame.current.rows, frame.length)[..., 0]
 
     def _count_keys(self, index: int, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note how many slots of a static cache will be filled when the layer's attention is observed."""
@@ -514,10 +524,9 @@ def current_frame() -> Frame | None:
     return _frame.get()
 
 
-def _rows(frame: Frame, stage: Compressor, device: torch.device) -> Rows:
+def _rows(frame: Frame, read: Tensor | None, device: torch.device) -> Rows:
     """What a stage is told about the rows whose attention it observes."""
     stream = frame.current
-    read = frame.read.get(id(stage))
     return Rows(
         prompt=stream.prompt.to(device),
         visual=(stream.numbers >= 0).to(device),
