@@ -175,7 +175,7 @@ def attach(
             at its own layer: later stages choose among the tokens that earlier ones left.
         visual_mask: (batch, rows) bool naming the visual tokens where input_ids cannot.
         text_tower: what understands questions, for methods that compare them with the image (TRIM, CDPruner); by
-            default `foveal.TextTower.beside(model)`.
+            default `foveal.TextTower.beside(model)`, loaded anew each time: make it once, where you come here often.
         **options: keep=, layer= and the method's own, for a method given by name.
 
     Raises:
@@ -183,8 +183,14 @@ def attach(
             not supported, or a model that is compressed already.
     """
     if isinstance(method, str):
-        method = get(method, **options)
-    elif options:
+        method, options = get(method, **options), {}
+    several = [method] if isinstance(method, Compressor) else method
+    if not isinstance(several, Sequence) or not all(isinstance(item, Compressor) for item in several):
+        raise FovealError(
+            f"{method!r} is no method: pass one such as foveal.DART(keep=64), its name with options, or a list of "
+            "methods"
+        )
+    if options:
         raise FovealError(
             f"options {sorted(options)} belong to a method given by name: set them on {method!r} itself"
         )
@@ -194,7 +200,7 @@ def attach(
             "this model is compressed already: leave the block, or call foveal.detach(model), first; for several "
             "stages at once pass a list of methods"
         )
-    hooks = Hooks(parts, (method,) if isinstance(method, Compressor) else method, visual_mask, text_tower)
+    hooks = Hooks(parts, several, visual_mask, text_tower)
     hooks.install()
     _attached[parts.decoder] = ref(hooks)
     return Run(hooks)

@@ -13,6 +13,7 @@ from foveal.compression import attach
 from foveal.compressors import Compressor, get
 from foveal.engine.families import find_parts
 from foveal.errors import FovealError
+from foveal.text_tower import TextTower
 
 __all__ = ["load", "record_compressor", "recorded_compressor"]
 
@@ -44,6 +45,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     compressed: bool = True,
+    clip: str | Path | None = None,
 ) -> tuple[Any, Any]:
     """Load a vision-language model and its processor.
 
@@ -52,6 +54,8 @@ def load(
         device: where to put the model; default: where transformers puts it (the CPU).
         dtype: default: the one in the checkpoint's config.
         compressed: attach the compressor that the checkpoint names, if any (`foveal.detach(model)` undoes it).
+        clip: the CLIP pair for a compressor that reads the question (TRIM, CDPruner), a directory or a hub name; None
+            for the one beside the checkpoint.
 
     Returns:
         (model in eval mode, processor).
@@ -76,5 +80,6 @@ def load(
     model = model.eval() if device is None else model.eval().to(device)
     compressor = recorded_compressor(model) if compressed else None
     if compressor is not None:
-        attach(model, compressor)
+        text_tower = None if clip is None else TextTower.beside(model, source=clip)
+        attach(model, compressor, text_tower=text_tower)
     return model, processor

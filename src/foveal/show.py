@@ -90,9 +90,7 @@ def heat_map(
     return Image.blend(base, Image.fromarray(colors).resize(base.size, Image.Resampling.NEAREST), 0.6)
 
 
-def merge_map(
-    image: Image.Image, sources: Tensor, grid: tuple[int, int], width: int = WIDTH
-) -> Image.Image:
+def merge_map(image: Image.Image, sources: Tensor, grid: tuple[int, int], width: int = WIDTH) -> Image.Image:
     """The image with one colour for all patches that went into the same kept token; the others are grey.
 
     Args:
@@ -106,9 +104,7 @@ def merge_map(
         FovealError: there is not one column per token of the grid.
     """
     if sources.shape[1] != grid[0] * grid[1]:
-        raise FovealError(
-            f"{sources.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]} tokens"
-        )
+        raise FovealError(f"{sources.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]} tokens")
     weights = sources.abs()
     owner = weights.argmax(dim=0).numpy()
     # Neighbouring numbers get colours far apart: steps of the golden ratio around the wheel.

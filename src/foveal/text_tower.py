@@ -39,7 +39,10 @@ _PAIRS = {
     (1024, 24, 14, 336): "openai/clip-vit-large-patch14-336",
     (1024, 24, 14, 224): "openai/clip-vit-large-patch14",
 }
-_REMEDY = "name the CLIP checkpoint that the tower comes from: foveal.TextTower.beside(model, source=...)"
+_REMEDY = (
+    "name the CLIP checkpoint that the tower comes from: text_tower=foveal.TextTower.beside(model, source=...), or "
+    "clip= of foveal.load"
+)
 _NEEDED = ("text_model.", "text_projection.", "visual_projection.", "vision_model.post_layernorm.")
 _ASK = "name the questions themselves, in run.questions"
 _SENTINEL = "foveal-sentinel"

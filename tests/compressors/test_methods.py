@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -100,3 +104,63 @@ def test_a_method_without_a_rule_says_so() -> None:
 
     with pytest.raises(NotImplementedError, match=r"Nothing must define score\(\) or select\(\)"):
         kept_by(Nothing(keep=6))
+
+
+PACKED = {name for name in NAMES if name not in {"dart", "fastv", "random", "pumer"}}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_positions_are_those_of_the_official_code_by_default(name: str) -> None:
+    assert foveal.get(name, keep=4).positions == ("packed" if name in PACKED else "original")
+
+
+def test_defaults_are_the_papers() -> None:
+    assert foveal.DART(keep=4).layer == foveal.FastV(keep=4).layer == 2
+    assert (foveal.DART(keep=4).image_pivots, foveal.DART(keep=4).text_pivots) == (4, 4)
+    assert [stage.layer for stage in foveal.PyramidDrop(keep=72).stages(32)] == [8, 16, 24]
+    assert [stage.layer for stage in foveal.SparseVLM(keep=72).stages(32)] == [3, 7, 16]
+    assert foveal.PruMerge(keep=4).neighbours == 32
+    assert foveal.VisionZip(keep=64).contextual == 10 / 64
+    assert foveal.TRIM(keep=4).ranking == foveal.CDPruner(keep=4).ranking == "released"
+    assert foveal.ToMe(keep=4).proportional
+    assert foveal.PuMer(keep=4).prune_share == 0.4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_is_made_again_from_its_options(name: str) -> None:
+    method = foveal.get(name, keep=0.25)
+    assert foveal.get(name, **json.loads(json.dumps(method.options()))) == method
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("dart", {"layer": 1.5}, "layer=1.5 of DART must be a whole number"),
+        ("dart", {"layer": "2"}, "layer='2' of DART must be a whole number"),
+        ("dart", {"parity": "no"}, "parity='no' of DART must be True or False"),
+        ("dart", {"image_pivots": 2.5}, "image_pivots=2.5 of DART must be a whole number"),
+        ("random", {"seed": "a"}, "seed='a' of Random must be a whole number"),
+        ("pumer", {"prune_share": "a"}, "prune_share='a' of PuMer must be a number"),
+        ("pyramiddrop", {"layers": 3}, "layers=3 must be several whole numbers"),
+        ("pyramiddrop", {"layers": [1.5, 2]}, "must be several whole numbers"),
+        ("trim", {"layer": 2}, "TRIM has no layer=2: it acts before the decoder"),
+        ("sparsevlm", {"layer": 2}, "SparseVLM has no layer=2: it acts at several layers"),
+        ("dart", {"keep": "auto"}, "a method with a budget of its own"),
+        ("trim", {"ranking": "best"}, "ranking='best' is neither"),
+        ("visionzip", {"query": "last"}, "query='last' is neither"),
+        ("fastv", {"positions": "new"}, "positions='new' is neither"),
+    ],
+)
+def test_a_bad_option_is_named(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(foveal.FovealError, match=re.escape(message)):
+        foveal.get(name, **{"keep": 4, **options})
+
+
+def test_numpy_counts_are_counts() -> None:
+    assert foveal.DART(keep=np.int64(9)) == foveal.DART(keep=9)
+
+
+@pytest.mark.parametrize("method", [["dart"], foveal.DART, None, 3])
+def test_what_is_no_method_is_refused(method: Any) -> None:
+    with pytest.raises(foveal.FovealError, match="is no method"):
+        foveal.attach(llava(), method)

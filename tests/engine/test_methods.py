@@ -148,7 +148,7 @@ BEFORE_THE_DECODER = {
     "downsample": foveal.Downsample(keep=4),
     "pooling": foveal.AveragePooling(keep=4),
     "prumerge": foveal.PruMerge(keep=0.4, query="mean"),
-    "prumerge+": foveal.PruMergePlus(keep="auto", query="mean"),
+    "prumerge+": foveal.PruMergePlus(keep=0.4, query="mean"),
     "tome": foveal.ToMe(keep=0.4),
     "trim": foveal.TRIM(keep=0.4),
     "visionzip": foveal.VisionZip(keep=0.4, query="mean"),
@@ -157,21 +157,24 @@ BEFORE_THE_DECODER = {
 
 @pytest.mark.parametrize("method", BEFORE_THE_DECODER.values(), ids=BEFORE_THE_DECODER)
 @pytest.mark.parametrize(
-    ("family", "attention"), [pair for pair in PAIRS if pair[0] in ("llava_next", "paligemma", "paligemma2")]
+    ("family", "attention"), [pair for pair in PAIRS if pair[0] in ("paligemma", "paligemma2")]
 )
 def test_pre_lm_methods_equal_the_oracle(family: str, attention: str, method: Any, support: Any) -> None:
-    """Split images, and towers without a class token."""
-    model = families.model(family, attention=attention)
-    needs_text = isinstance(method, TowerCompressor) and method.needs_text
-    one_each = needs_text and family == "llava_next"  # whose question is a tile's?
-    inputs = families.batch(family, *BATCHES["batch 1" if one_each else "ragged"])
+    """Towers without a class token, images before all text."""
+    model, inputs = families.model(family, attention=attention), families.batch(family, *BATCHES["ragged"])
     with torch.inference_mode():
         worst = max(
             prefill_difference(family, model, inputs, method),
             decode_difference(family, model, inputs, method),
         )
+        with compressed(model, method) as run:
+            model(**inputs)
+            assert {len(kept) for kept in run.stages[0].kept_in_image} == {EXACT_COUNT.get(method.keep, 4)}
     support(family, "pre-LM", worst)
     assert worst < TOLERANCE
+
+
+EXACT_COUNT = {0.4: 10}  # of 25
 
 
 @every_method
@@ -379,6 +382,18 @@ def test_images_that_the_mask_hides_whole(method: Any, which: list[int]) -> None
     assert (logits - plain)[text & hidden[:, None]].abs().max() < TOLERANCE
     if len(which) < 3:
         assert (logits - plain)[text & ~hidden[:, None]].abs().max() > 1e-5
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(method: Any, dtype: torch.dtype) -> None:
+    model = families.FAMILIES["llava"].build(6, "sdpa").to(dtype)
+    inputs = families.batch("llava", *BATCHES["ragged"])
+    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    with torch.inference_mode(), compressed(model, method) as run:
+        logits = model(**inputs).logits
+        assert logits[inputs["attention_mask"].bool()].isfinite().all()
+        assert all(len(kept) for kept in run.stages[-1].kept_in_image)
 
 
 @every_method

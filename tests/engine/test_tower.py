@@ -213,6 +213,65 @@ def test_tome_says_how_few_tokens_a_tower_can_leave() -> None:
     assert not foveal.compression.attached(model)
 
 
+# ---------------------------------------------------------------------- what methods are given
+
+
+@pytest.mark.parametrize(
+    ("method", "layer"),
+    [(foveal.VisionZip(keep=6), -2), (foveal.PruMerge(keep=6), -1)],
+    ids=["visionzip", "prumerge"],
+)
+def test_methods_are_given_the_attention_of_their_layer(method: Any, layer: int) -> None:
+    """VisionZip asks the layer that the features leave, PruMerge the one behind it."""
+    model, inputs = families.model("llava"), families.batch("llava", [1, 1], [5, 7])
+    tower, caught = model.base_model.vision_tower, {}
+    attention = tower.encoder.layers[layer].self_attn
+    handles = [
+        getattr(attention, name).register_forward_hook(
+            lambda _module, _args, output, name=name: caught.update({name: output})
+        )
+        for name in ("q_proj", "k_proj")
+    ]
+    with watched(model) as plain:
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    shape = (2, -1, attention.num_heads, attention.head_dim)
+    query, key = (caught[name].view(shape).transpose(1, 2) for name in ("q_proj", "k_proj"))
+    expected = method.choose(
+        foveal.TowerContext(
+            features=plain.features[0],
+            grid=(5, 5),
+            class_token=plain.class_tokens[0],
+            attention=foveal.AttentionInputs(query, key, None, attention.scale, causal=False),
+        )
+    )
+    with foveal.compress(model, method), watched(model) as seen:
+        model(**inputs)
+    assert torch.equal(seen.selections[0].kept, expected.kept)
+    assert torch.allclose(seen.selections[0].mix, expected.mix)  # type: ignore[arg-type]
+
+
+def test_cdpruner_is_given_what_the_projector_made() -> None:
+    model, inputs = families.model("llava"), families.batch("llava", [1, 1], [5, 7])
+    stand_in: Any = text_tower(model)
+    with watched(model) as plain:
+        model(**inputs)
+    features = plain.features[0]
+    method = foveal.CDPruner(keep=6)
+    expected = method.choose(
+        foveal.TowerContext(
+            features=model.base_model.multi_modal_projector(features),
+            grid=(5, 5),
+            image_embeds=stand_in.project(features),
+            text_embeds=stand_in.embed(stand_in.questions(inputs["input_ids"])),
+        )
+    )
+    with foveal.compress(model, method, text_tower=stand_in), watched(model) as seen:
+        model(**inputs)
+    assert torch.equal(seen.selections[0].kept, expected.kept)
+
+
 # ---------------------------------------------------------------------- questions
 
 
@@ -277,7 +336,7 @@ def test_beams_follow_the_tokens_that_were_chosen() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["qwen2_vl", "internvl", "gemma3", "idefics3", "mistral3", "llava_onevision"]
+    "family", ["qwen2_vl", "internvl", "gemma3", "idefics3", "mistral3", "llava_onevision", "llava_next"]
 )
 def test_families_whose_patches_are_no_tokens_are_refused(family: str) -> None:
     model = families.model(family)
@@ -342,7 +401,7 @@ def test_a_class_token_among_the_visual_tokens_is_refused() -> None:
     model = families.model("llava")
     model.config.vision_feature_select_strategy = "full"
     try:
-        with pytest.raises(foveal.FovealError, match="passes the class token on"):
+        with pytest.raises(foveal.FovealError, match="class token is passed on"):
             foveal.attach(model, foveal.VisionZip(keep=4))
     finally:
         model.config.vision_feature_select_strategy = "default"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from foveal.compressors.base import Compressor, MethodCard, StagedCompressor, TowerCompressor
@@ -102,6 +103,9 @@ def get(name: str, **options: Any) -> Compressor:
         FovealError: no method of that name, or an option it does not have or accept.
     """
     method = method_class(name)
+    if "layer" in options and "layer" not in {item.name for item in fields(method) if item.init}:
+        places = "at several layers: pass layers=" if issubclass(method, StagedCompressor) else "before the decoder"
+        raise FovealError(f"{method.__name__} has no layer={options['layer']}: it acts {places}")
     try:
         return method(**options)
     except TypeError as error:

@@ -12,7 +12,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, get_args
+from numbers import Integral
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +22,15 @@ from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenCo
 from foveal.compressors.selection import top_per_row
 from foveal.errors import FovealError
 
-__all__ = ["Compressor", "MethodCard", "Positions", "StagedCompressor", "TowerCompressor"]
+__all__ = ["Compressor", "MethodCard", "Positions", "StagedCompressor", "TowerCompressor", "check_choice"]
 
 Positions = Literal["original", "packed"]
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "bool": (bool, "True or False"),
+    "int": (Integral, "a whole number"),
+    "float": ((Integral, float), "a number"),
+}
 
 
 @dataclass(frozen=True)
@@ -81,15 +88,24 @@ class Compressor:
     own_layer: ClassVar[bool] = False  # observe layer K's own attention, computed for that, instead of K-1's
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_keep()
         if self.layer < self.first_layer():
             raise FovealError(
                 f"layer={self.layer} is too low for {type(self).__name__}, which needs layer >= {self.first_layer()}"
             )
-        if self.positions not in get_args(Positions):
-            raise FovealError(
-                f'positions={self.positions!r} is neither "original" (kept tokens keep theirs) nor "packed"'
-            )
+        check_choice(self, "positions", original="kept tokens keep theirs", packed="counted anew")
+
+    def _check_types(self) -> None:
+        """Strings from a shell or a file are not taken for numbers or flags."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            kind = item.type if isinstance(item.type, str) else getattr(item.type, "__name__", "")
+            wanted = _KINDS.get(kind)
+            if wanted is not None and (
+                not isinstance(value, wanted[0]) or (isinstance(value, bool) and kind != "bool")
+            ):
+                raise FovealError(f"{item.name}={value!r} of {type(self).__name__} must be {wanted[1]}")
 
     def _check_keep(self) -> None:
         keep = self.keep
@@ -100,10 +116,13 @@ class Compressor:
                     "takes a token count such as 64, or a fraction such as 0.25"
                 )
             return
-        if isinstance(keep, bool) or not isinstance(keep, int | float):
+        if isinstance(keep, bool) or not isinstance(keep, Integral | float):
             raise FovealError(
                 f"keep={keep!r} is no number: pass a token count such as 64, or a fraction such as 0.25"
             )
+        if not isinstance(keep, float):
+            keep = int(keep)
+            object.__setattr__(self, "keep", keep)  # a NumPy integer, perhaps
         if isinstance(keep, int) and keep < 1:
             raise FovealError(f"keep={keep} must be at least 1 visual token per image")
         if isinstance(keep, float) and not 0 < keep <= 1:
@@ -182,6 +201,14 @@ class Compressor:
         return (self.keep,) * len(lengths)
 
 
+def check_choice(compressor: Compressor, option: str, **meanings: str) -> None:
+    """Refuse an option that is none of the words which `meanings` explains."""
+    value = getattr(compressor, option)
+    if value not in meanings:
+        choices = " nor ".join(f'"{word}" ({meaning})' for word, meaning in meanings.items())
+        raise FovealError(f"{option}={value!r} is neither {choices}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StagedCompressor(Compressor):
     """A method that drops tokens at several layers.
@@ -197,9 +224,12 @@ class StagedCompressor(Compressor):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))  # a list, where it was read from a file
-            if not self.layers or list(self.layers) != sorted(set(self.layers)):
-                raise FovealError(f"layers={self.layers} must be one or more layers in ascending order")
+            layers = self.layers
+            if not isinstance(layers, Sequence) or not all(type(layer) is int for layer in layers):
+                raise FovealError(f"layers={layers!r} must be several whole numbers, such as (8, 16, 24)")
+            object.__setattr__(self, "layers", tuple(layers))  # a list, where it was read from a file
+            if not layers or list(layers) != sorted(set(layers)):
+                raise FovealError(f"layers={layers} must be one or more layers in ascending order")
 
     def stages(self, depth: int) -> Sequence[Compressor]:
         """One compressor a layer."""
@@ -210,7 +240,7 @@ class StagedCompressor(Compressor):
 class TowerCompressor(Compressor, ABC):
     """A method that chooses between the vision tower and the decoder, whose layers see kept tokens only.
 
-    Works where every patch of the tower becomes one visual token (LLaVA, LLaVA-NeXT, PaliGemma).
+    Works where every patch of the tower becomes one visual token (LLaVA, PaliGemma).
     """
 
     layer: int = field(default=0, init=False, repr=False)
@@ -218,7 +248,6 @@ class TowerCompressor(Compressor, ABC):
     observed_layer: ClassVar[int | None] = (
         None  # 0: the tower layer that makes the features; 1: the one behind it
     )
-    needs_class_token: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
     projected: ClassVar[bool] = False  # chooses among what the projector made
     merges_in_tower: ClassVar[bool] = False  # defines removals() and match() as ToMe does
@@ -229,7 +258,7 @@ class TowerCompressor(Compressor, ABC):
 
     def wants_class_token(self) -> bool:
         """Whether a tower without class token (SigLIP) has to be refused."""
-        return self.needs_class_token
+        return False
 
     def resized(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of the image that the tower is to see; by default all."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foveal.compressors.base import MethodCard, Positions, TowerCompressor
+from foveal.compressors.base import MethodCard, Positions, TowerCompressor, check_choice
 from foveal.compressors.context import Selection, TowerContext
 from foveal.compressors.selection import gram, greedy_dpp
-from foveal.errors import FovealError
+from foveal.compressors.towers import Ranking
 
 __all__ = ["CDPruner"]
-
-Ranking = Literal["released", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +57,7 @@ class CDPruner(TowerCompressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ranking not in get_args(Ranking):
-            raise FovealError(
-                f'ranking={self.ranking!r} is neither "released" (as the published code) nor "paper" (as the formula)'
-            )
+        check_choice(self, "ranking", released="as the published code", paper="as the formula")
 
     def choose(self, context: TowerContext) -> Selection:
         """Relevance of every patch, then greedy picks."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foveal.compressors.base import MethodCard, Positions, TowerCompressor
+from foveal.compressors.base import MethodCard, Positions
 from foveal.compressors.context import AttentionInputs, Selection, TowerContext
 from foveal.compressors.selection import top_per_row, upper_outliers
 from foveal.compressors.towers import (
-    Query,
+    ByClassAttention,
     everything,
     patch_attention,
     released_budget,
@@ -28,7 +28,7 @@ RELEASED_GRID = 575  # the released code samples the patches before this one, wh
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruMerge(TowerCompressor):
+class PruMerge(ByClassAttention):
     """Keep the patches that the class token attends to most in the last layer of a CLIP tower.
 
     Attention is taken at full width (heads concatenated, scale 1 / sqrt(width)), over all keys, the class token's too.
@@ -51,11 +51,9 @@ class PruMerge(TowerCompressor):
 
     positions: Positions = "packed"
     neighbours: int = 32
-    query: Query = "class"
     parity: bool = False
 
     observed_layer: ClassVar[int | None] = 1
-    needs_class_token: ClassVar[bool] = True
     finds_budget: ClassVar[bool] = True
     card: ClassVar[MethodCard] = MethodCard(
         name="prumerge",
@@ -77,14 +75,6 @@ class PruMerge(TowerCompressor):
         super().__post_init__()
         if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int) or self.neighbours < 0:
             raise FovealError(f"neighbours={self.neighbours!r} must be a count of patches, 0 or more")
-        if self.query not in get_args(Query):
-            raise FovealError(
-                f'query={self.query!r} is neither "class" (the class token\'s attention) nor "mean" (all patches\')'
-            )
-
-    def wants_class_token(self) -> bool:
-        """Whether the tower must have a class token."""
-        return self.query == "class"
 
     def choose(self, context: TowerContext) -> Selection:
         """Patches with the largest attention, their neighbours, and the sum of the rest."""

@@ -23,7 +23,8 @@ class ToMe(TowerCompressor):
     Tokens are split alternately into two sets; each token of the first proposes its most similar partner in the second
     (cosine of the keys, averaged over heads), and the best proposals merge into averages weighted by the number of
     patches that each side stands for. The class token never merges. The paper removes a constant number a block; here
-    as even a number as reaches `keep`, at most half of what is left.
+    as even a number as reaches `keep`, at most half of what is left. Tokens stay in raster order, while the paper's
+    code puts those of the second set last, so that from the second block on it splits them otherwise.
 
     Args:
         proportional: attention counts a merged token as often as it stands for patches (log of its size is added to
@@ -69,7 +70,7 @@ class ToMe(TowerCompressor):
         if left > target:
             raise FovealError(
                 f"keep={self.keep} cannot be reached: each of {blocks} tower blocks merges at most half of its tokens, "
-                f"which leaves {left}"
+                f"which leaves {left}: pass a larger keep, or add a method inside the decoder"
             )
         return tuple(removed)
 
@@ -91,4 +92,5 @@ class ToMe(TowerCompressor):
             len(context.features), context.tokens, dtype=torch.bool, device=context.slots.device
         )
         kept = empty.scatter(1, context.slots, True)
-        return Selection(kept=kept, counts=(count,) * len(kept), sources=context.members)
+        shares = context.members / context.members.sum(dim=2, keepdim=True)
+        return Selection(kept=kept, counts=(count,) * len(kept), sources=shares)

@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from foveal.compressors.base import TowerCompressor, check_choice
 from foveal.compressors.context import AttentionInputs, Selection
 from foveal.compressors.selection import top_per_row, upper_outliers
 from foveal.errors import FovealError
 
-__all__ = ["Query", "everything", "patch_attention", "released_budget", "take_slots", "with_extra_token"]
+__all__ = [
+    "ByClassAttention",
+    "Query",
+    "Ranking",
+    "everything",
+    "patch_attention",
+    "released_budget",
+    "take_slots",
+    "with_extra_token",
+]
 
 Query = Literal["class", "mean"]
+Ranking = Literal["released", "paper"]
 BLOCK = 256  # queries whose attention is held at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByClassAttention(TowerCompressor):
+    """Ranks patches by the attention they receive from the class token.
+
+    Args:
+        query: "class", as published; "mean": every patch asks, for towers without a class token (SigLIP).
+    """
+
+    query: Query = "class"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self, "query", **{"class": "the class token's attention", "mean": "all patches'"})
+
+    def wants_class_token(self) -> bool:
+        """Whether the tower must have a class token."""
+        return self.query == "class"
 
 
 def patch_attention(attention: AttentionInputs, tokens: int, query: Query) -> Tensor:

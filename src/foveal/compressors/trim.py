@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foveal.compressors.base import MethodCard, Positions, TowerCompressor
+from foveal.compressors.base import MethodCard, Positions, TowerCompressor, check_choice
 from foveal.compressors.context import Selection, TowerContext
 from foveal.compressors.selection import top_per_row, upper_outliers
-from foveal.compressors.towers import everything, released_budget, with_extra_token
+from foveal.compressors.towers import Ranking, everything, released_budget, with_extra_token
 from foveal.errors import FovealError
 
-__all__ = ["TRIM", "Ranking"]
-
-Ranking = Literal["released", "paper"]
+__all__ = ["TRIM"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +61,7 @@ class TRIM(TowerCompressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ranking not in get_args(Ranking):
-            raise FovealError(
-                f'ranking={self.ranking!r} is neither "released" (least similar kept) nor "paper" (most similar kept)'
-            )
+        check_choice(self, "ranking", released="least similar kept", paper="most similar kept")
         if self.parity and self.ranking != "released":
             raise FovealError(
                 'parity=True is the released code: pass ranking="released" with it, or parity=False'

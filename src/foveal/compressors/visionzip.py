@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foveal.compressors.base import MethodCard, Positions, TowerCompressor
+from foveal.compressors.base import MethodCard, Positions
 from foveal.compressors.context import Selection, TowerContext
 from foveal.compressors.selection import top_per_row
-from foveal.compressors.towers import Query, everything, patch_attention, take_slots
+from foveal.compressors.towers import ByClassAttention, everything, patch_attention, take_slots
 from foveal.errors import FovealError
 
 __all__ = ["VisionZip", "zip_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionZip(TowerCompressor):
+class VisionZip(ByClassAttention):
     """Dominant tokens: the class token, and the patches that it attends to most in the layer of the features.
 
     Attention is summed over heads. Of the patches left, every n-th in raster order is the target of a contextual token;
@@ -38,10 +38,8 @@ class VisionZip(TowerCompressor):
 
     positions: Positions = "packed"
     contextual: int | float = 10 / 64
-    query: Query = "class"
 
     observed_layer: ClassVar[int | None] = 0
-    needs_class_token: ClassVar[bool] = True
     card: ClassVar[MethodCard] = MethodCard(
         name="visionzip",
         title="VisionZip",
@@ -68,14 +66,6 @@ class VisionZip(TowerCompressor):
             )
         if isinstance(self.keep, int):
             self._contextual_of(self.keep)
-        if self.query not in get_args(Query):
-            raise FovealError(
-                f'query={self.query!r} is neither "class" (the class token\'s attention) nor "mean" (all patches\')'
-            )
-
-    def wants_class_token(self) -> bool:
-        """Whether the tower must have a class token."""
-        return self.query == "class"
 
     def choose(self, context: TowerContext) -> Selection:
         """Dominant tokens by attention, contextual ones by key."""

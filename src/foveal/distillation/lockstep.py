@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -50,6 +51,8 @@ def lockstep(
         _check_pair(student, teacher)
     if attached(model):
         raise FovealError("this model is compressed already: call foveal.detach(model) before training it")
+    if teacher is student:
+        teacher = replace(teacher)  # each is known by its identity
     parts = find_parts(model)
     hooks = _LockstepHooks(parts, student, teacher, labels)
     hooks.install()

@@ -27,7 +27,8 @@ class Family:
         tower: the vision tower.
         projector: from the tower's width to the decoder's; inside the tower in some families.
         decoder: the module that owns the decoder layers.
-        patchwise: every patch of the tower becomes one row of the projector, and one visual token.
+        patchwise: every patch of the tower becomes one row of the projector, and one visual token; no tiles, whose
+            padding would be cut away again, and with it what was merged.
         tiles: features come per tile, and an image is a whole run of placeholders.
         broken: modalities whose placeholders of one image or clip are broken up by text tokens (row breaks,
             timestamps), so that only the features tell where the next one starts.
@@ -64,7 +65,7 @@ FAMILIES: dict[str, Family] = {
     "idefics3": _IDEFICS,
     "internvl": replace(_LLAVA, tiles=True),
     "llava": _PATCHWISE,
-    "llava_next": _PATCHWISE,
+    "llava_next": _LLAVA,
     "llava_onevision": replace(_LLAVA, frames=_onevision_frame),
     "mistral3": replace(_LLAVA, broken=frozenset({"image"})),
     "paligemma": _PATCHWISE,

@@ -404,13 +404,21 @@ class Hooks:
         self, frame: Frame, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
     ) -> None:
         """Compute the queries and keys that a layer would have of all rows that reach it, and no more of it."""
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        cache = kwargs.get("past_key_values")
         kwargs = {**kwargs, "past_key_values": None}
-        if isinstance(mask, Tensor) and cache is not None:
+        if cache is not None:
             # Without the keys of earlier turns, and the empty slots of a static cache.
-            static = static_length(cache, index) is not None
-            first = int(cache.get_seq_length(index)) if static else mask.shape[-1] - frame.length
-            kwargs["attention_mask"] = mask[..., first : first + frame.length]
+            past = int(cache.get_seq_length(index))
+            columns = torch.arange(past, past + frame.length, device=hidden.device)
+            kwargs["attention_mask"] = translate_mask(
+                kwargs.get("attention_mask"),
+                None,
+                columns.expand(len(hidden), -1),
+                uniform=True,
+                past=past,
+                length=frame.length,
+                attention=self._backend,
+            )
         if frame.student is not None:
             kwargs = self._physical(frame.student, frame, index, kwargs)
         self._peek.run(layer, hidden, kwargs)
@@ -471,7 +479,9 @@ class Hooks:
         if view.table is not None and torch.compiler.is_compiling():
             # Nothing is remembered: a compiled step must not depend on it.
             kwargs = {**kwargs, "attention_mask": self._fit_slots(mask, view.table)}
-            return args, self._follow(kwargs, index, view, {})
+            return args, kwargs if self._tables is None else self._tables.moved(
+                kwargs, index, None, view.shift
+            )
         static = view.table is not None
         physical, held = (0, 0) if static else (physical_length(cache, index), held_keys(cache, index))
         key = (physical, held, id(mask))
@@ -483,15 +493,10 @@ class Hooks:
                 if view.table is None
                 else self._fit_slots(mask, view.table),
             )
-        return args, self._follow({**kwargs, "attention_mask": view.memo[key][1]}, index, view, view.memo)
-
-    def _follow(
-        self, kwargs: dict[str, Any], index: int, view: LayerView, memo: dict[Any, tuple[Any, Any]]
-    ) -> dict[str, Any]:
-        """Positions behind those that were packed."""
-        if self._tables is None or view.shift is None:
-            return kwargs
-        return self._tables.shifted(kwargs, index, None, view.shift, memo, id(view))
+        kwargs = {**kwargs, "attention_mask": view.memo[key][1]}
+        if self._tables is not None:  # positions behind those that were packed
+            kwargs = self._tables.shifted(kwargs, index, None, view.shift, view.memo, id(view))
+        return args, kwargs
 
     def _fit_slots(self, mask: Any, table: Tensor) -> Any:
         """The mask of a static cache reads no length: it covers all slots at every step."""

@@ -38,12 +38,12 @@ class Peek:
         """Run `layer` on (batch, rows, width) up to its attention.
 
         Args:
-            layer: a decoder layer with `input_layernorm` and an observed `self_attn`.
+            layer: a decoder layer with an observed `self_attn`, behind an `input_layernorm` in most families.
             hidden: the rows that reach it.
             kwargs: what it is called with, without a cache.
         """
         kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        norm: nn.Module = layer.input_layernorm
+        norm = getattr(layer, "input_layernorm", nn.Identity())  # others normalise behind their attention
         token = _running.set(True)
         try:
             with torch.no_grad():

@@ -51,13 +51,22 @@ class RotaryTables:
         tables = kwargs["position_embeddings"]
         key = (id(tables), view, "shifted")
         if key not in memo:
-            positions = kwargs["position_ids"]
-            for shift in (rows, None if past is None else past[:, None]):
-                if shift is not None:
-                    positions = positions - shift.to(positions.device)
-            memo[key] = (tables, (positions, self._at(positions, layer, tables)))
-        positions, moved = memo[key][1]
-        return {**kwargs, "position_ids": positions, "position_embeddings": moved}
+            memo[key] = (tables, self.moved(kwargs, layer, rows, past))
+        moved = memo[key][1]
+        return {**kwargs, **{name: moved[name] for name in ("position_ids", "position_embeddings")}}
+
+    def moved(
+        self, kwargs: dict[str, Any], layer: int, rows: Tensor | None, past: Tensor | None
+    ) -> dict[str, Any]:
+        """The same, remembering nothing: a compiled step must not depend on it."""
+        if rows is None and past is None:
+            return kwargs
+        positions = kwargs["position_ids"]
+        for shift in (rows, None if past is None else past[:, None]):
+            if shift is not None:
+                positions = positions - shift.to(positions.device)
+        tables = self._at(positions, layer, kwargs["position_embeddings"])
+        return {**kwargs, "position_ids": positions, "position_embeddings": tables}
 
     def _at(self, positions: Tensor, layer: int, tables: Any) -> Any:
         like = tables[0] if isinstance(tables, tuple | list) else tables

@@ -54,7 +54,8 @@ def check_stages(compressors: Sequence[Compressor], depth: int) -> None:
         )
     twice = next((layer for layer in layers if layers.count(layer) > 1), None)
     if twice is not None:
-        raise FovealError(f"two methods act at layer {twice}: give each stage a layer of its own")
+        place = f"layer {twice}" if twice else "layer 0, where pre-LM methods drop their tokens"
+        raise FovealError(f"two methods act at {place}: give each stage a layer of its own")
     if len({compressor.per_frame for compressor in compressors}) > 1:
         raise FovealError("all stages must count their budget alike: set per_frame on all of them or on none")
 

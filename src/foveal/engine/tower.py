@@ -30,6 +30,10 @@ from foveal.errors import FovealError
 if TYPE_CHECKING:
     from foveal.text_tower import TextTower
 
+_CLASS_TOKEN = (
+    "{name} needs patches only: the class token is passed on, too (vision_feature_select_strategy='full')"
+)
+
 __all__ = ["TowerStage", "marked", "undisturbed"]
 
 
@@ -126,15 +130,21 @@ class TowerStage:
             return None
         pixels: Tensor = args[0] if args else kwargs["pixel_values"]
         size = (rows * self._patch, columns * self._patch)
-        small = nn.functional.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
-        kwargs = {**kwargs, "pixel_values": small, "interpolate_pos_encoding": True}
+        wide = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+        small = nn.functional.interpolate(wide, size, mode="bilinear", align_corners=False, antialias=True)
+        kwargs = {**kwargs, "pixel_values": small.to(pixels.dtype), "interpolate_pos_encoding": True}
         return (), kwargs
 
     def _after_tower(self, _tower: nn.Module, _args: Any, output: Any) -> None:
         seen = _seen.get()
-        if seen is not None and self.parts.has_class_token:
-            tokens = [output.hidden_states[layer][:, 0] for layer in _feature_layers(self.parts)]
-            seen.class_token = torch.cat(tokens, dim=-1)
+        if seen is None or not self.compressor.wants_class_token():
+            return
+        hidden = [output.hidden_states[layer] for layer in _feature_layers(self.parts)]
+        if any(layer is None for layer in hidden):
+            raise FovealError(
+                "the features of this call come from another layer than config.vision_feature_layer: set it there"
+            )
+        seen.class_token = torch.cat([layer[:, 0] for layer in hidden], dim=-1)
 
     # ------------------------------------------------------------------ around the projector
 
@@ -143,6 +153,8 @@ class TowerStage:
         def choosing(features: Tensor) -> Tensor:
             seen = _seen.get() or _Seen()
             _seen.set(None)
+            if features.shape[1] > self._grid[0] * self._grid[1]:
+                raise FovealError(_CLASS_TOKEN.format(name=type(self.compressor).__name__))
             made = forward(features) if self.compressor.projected else None
             with undisturbed(features.device):
                 context = self._context(features, made, seen)
@@ -190,15 +202,16 @@ class TowerStage:
         return embeds.repeat_interleave(self._images_per_sample(ids, images), dim=0)
 
     def _images_per_sample(self, ids: Tensor, images: int) -> Tensor:
-        """(batch,) how many of the projector's images belong to each sample."""
+        """(batch,) how many of the images belong to each sample."""
         if len(ids) == 1:
             return torch.tensor([images], device=ids.device)
         tokens = ids.eq(self.parts.placeholders["image"]).sum(dim=1)
         counts = tokens // (self._grid[0] * self._grid[1])
         if int(counts.sum()) != images:
             raise FovealError(
-                f"{type(self.compressor).__name__} cannot tell which sample each tile of an image belongs to: pass one "
-                "sample at a time"
+                f"{type(self.compressor).__name__} cannot tell which sample each image belongs to: the prompts name "
+                f"{int(counts.sum())} images, but {images} are given (with those of earlier turns, pass one sample at "
+                "a time)"
             )
         return counts
 
@@ -225,8 +238,8 @@ def marked(context: TokenContext) -> Selection:
             "a pre-LM method chooses while the model encodes images, but this forward was given embeddings: pass "
             "pixel_values inside the block"
         )
-    if not torch.equal(kept, chosen.kept):
-        # Tiles, beams or chunks: which image is which is not known here.
+    if not torch.equal(kept, chosen.kept.to(kept.device)):
+        # Beams or chunks: which image is which is not known here.
         return Selection(kept=kept, traced=chosen.mix is None and chosen.sources is None)
     sources = chosen.mix if chosen.sources is None else chosen.sources
     return replace(chosen, kept=kept, mix=None, sources=sources)
@@ -295,6 +308,9 @@ def _check(parts: Parts, compressor: TowerCompressor) -> None:
         )
     strategy = getattr(config, "vision_feature_select_strategy", "default")
     if strategy == "full" and parts.has_class_token:
+        raise FovealError(_CLASS_TOKEN.format(name=name))
+    if compressor.merges_in_tower and len(_feature_layers(parts)) > 1:
         raise FovealError(
-            f'{name} needs patches only: this model passes the class token on (vision_feature_select_strategy="full")'
+            f"{name} merges tokens from block to block: this model joins the features of several blocks "
+            f"(vision_feature_layer={config.vision_feature_layer}), which then have different numbers of tokens"
         )

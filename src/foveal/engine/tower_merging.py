@@ -136,8 +136,7 @@ def _merge(hidden: Tensor, members: Members, destination: Tensor, gone: Tensor, 
         total = torch.zeros_like(source).scatter_add(1, index, source)
         return total.gather(1, stay[..., None].expand(-1, -1, source.shape[2]))
 
-    sizes = members.sizes[..., None]
-    merged = collected(hidden * sizes.to(hidden.dtype))
+    merged = collected(hidden.to(members.weights.dtype) * members.sizes[..., None])
     members.weights = collected(members.weights)
     members.slots = members.slots.gather(1, stay)
-    return merged / members.sizes[..., None].to(hidden.dtype)
+    return (merged / members.sizes[..., None]).to(hidden.dtype)
