@@ -295,6 +295,16 @@ def test_a_cache_made_under_compression_works_only_there(static: bool) -> None:
         assert torch.equal(step(branch), expected)
 
 
+def test_tokens_by_layer() -> None:
+    model, inputs = llava(), batch([1, 2], [9, 7])
+    stages = [foveal.Random(keep=0.5, layer=0), foveal.DART(keep=6, layer=3)]
+    with foveal.compress(model, stages) as run:
+        with pytest.raises(foveal.FovealError, match="nothing was compressed yet"):
+            run.tokens_by_layer  # noqa: B018
+        model(**inputs)
+        assert run.tokens_by_layer == [18, 18, 18, 6, 6, 6]
+
+
 def test_labels_behind_dropped_tokens_are_refused() -> None:
     model, inputs = llava(), batch([1], [9])
     labels = torch.full_like(inputs["input_ids"], -100)

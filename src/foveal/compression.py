@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from foveal.compressors import Compressor, Selection, VisualLayout, get
 from foveal.engine.families import find_parts
-from foveal.engine.frame import StageResult
+from foveal.engine.frame import Frame, StageResult
 from foveal.engine.hooks import Hooks
 from foveal.errors import FovealError
 
@@ -117,13 +117,8 @@ class Run:
         Raises:
             FovealError: no forward with visual tokens has run yet.
         """
-        frame = self._hooks.last_frame
-        if frame is None or not frame.stages:
-            raise FovealError(
-                "nothing was compressed yet: run a forward or generate with an image inside the block"
-            )
         stages: list[Stage] = []
-        for result in frame.stages:
+        for result in self._last_frame().stages:
             stages.append(Stage.of(result, stages[-1] if stages else None))
         return stages
 
@@ -131,6 +126,15 @@ class Run:
     def kept(self) -> list[Tensor]:
         """Per sample, positions in the uncompressed sequence of the visual tokens alive after the last stage."""
         return self.stages[-1].kept
+
+    @property
+    def tokens_by_layer(self) -> list[float]:
+        """Visual tokens of an image that each decoder layer sees, averaged over the images of the last forward."""
+        frame = self._last_frame()
+        seen = [frame.whole.lengths] * len(self._hooks.parts.layers)
+        for result in frame.stages:
+            seen[result.layer :] = [result.stream.lengths] * (len(seen) - result.layer)
+        return [sum(lengths) / len(lengths) for lengths in seen]
 
     @property
     def visual_mask(self) -> Tensor | None:
@@ -152,6 +156,14 @@ class Run:
     @questions.setter
     def questions(self, questions: list[str] | None) -> None:
         self._hooks.questions = questions
+
+    def _last_frame(self) -> Frame:
+        frame = self._hooks.last_frame
+        if frame is None or not frame.stages:
+            raise FovealError(
+                "nothing was compressed yet: run a forward or generate with an image inside the block"
+            )
+        return frame
 
     def detach(self) -> None:
         """Restore the model; harmless when done already."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,7 @@ from foveal.cli.evaluate_tables import Cell, print_accuracies, print_grid, print
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
-    from foveal.compressors import Compressor
+    from foveal.cli.progress import EvaluationBar
     from foveal.evaluation import EvaluationResult
 
 __all__ = ["evaluate"]
@@ -67,31 +67,32 @@ def evaluate(
     - `foveal eval --method none dart fastv --keep 48 32 16 9 --limit 500 --out results.jsonl`
     - `foveal eval --data questions.jsonl --model ./llava-1.5-7b-hf --keep 128 64`
     """
-    names = _names(method, all_methods)
     budgets = _budgets(keep)
-    runs = [(name, budget) for name in names for budget in (budgets if name != "none" else [None])]
-    made = _made(runs, layer, forgiving=all_methods)
+    cells = _plan(_names(method, all_methods), budgets, layer, forgiving=all_methods)
     questions = _questions(data, limit, seed)
     loaded, processor = load_model(model)
     options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed}
-    save = _Saved(Path(data).name, out, predictions)
-    cells = list(
-        _measured(
-            made, loaded, processor, questions, save, shown=not as_json, forgiving=all_methods, **options
-        )
-    )
-    results = [cell.result for cell in cells if cell.result is not None]
+    rows: list[dict[str, Any]] = []
+    runs = [cell for cell in cells if not cell.refusal]
+    if len(runs) > 1:
+        questions = list(questions)  # pictures are drawn once
+    with _bar(runs, questions, shown=not as_json) as bar:
+        for cell in runs:
+            _measure(cell, loaded, processor, questions, bar, forgiving=all_methods, **options)
+            if cell.result is not None:
+                rows.append({"data": Path(data).name, **cell.result.row()})
+                _save(rows, cell.result, out, predictions)
     if as_json:
-        print_json(save.rows)
+        print_json(rows)
         for line in refusals(cells):
             print(f"foveal: {line}", file=sys.stderr)  # noqa: T201
-        return
-    if all_methods:
+    elif all_methods:
         print_grid(cells, budgets)
     else:
         print_accuracies(cells)
         print_types(cells)
-    _print_unreadable(results[0])
+    if not as_json:
+        _print_unreadable(cells)
 
 
 def _names(method: str | None, all_methods: bool) -> list[str]:
@@ -112,20 +113,90 @@ def _budgets(text: str) -> list[Budget]:
     return list(dict.fromkeys(budgets))
 
 
-def _made(
-    runs: Sequence[tuple[str, Budget | None]], layer: int | None, *, forgiving: bool
-) -> list[tuple[Cell, Compressor | None]]:
-    """Each run's method; where `forgiving`, a budget that some methods refuse is noted in their cells."""
-    made: list[tuple[Cell, Compressor | None]] = []
-    for name, keep in runs:
+def _plan(
+    names: Sequence[str], budgets: Sequence[Budget], layer: int | None, *, forgiving: bool
+) -> list[Cell]:
+    """A cell a run. Where `forgiving`, refusals are noted in the cells, but for a budget that is wrong in itself."""
+    cells = []
+    for name in names:
+        for keep in [None] if name == "none" else budgets:
+            try:
+                compressor = None if keep is None else make_method(name, keep, layer)
+                cells.append(Cell(name, keep, compressor))
+            except FovealError as error:
+                if not forgiving:
+                    raise
+                cells.append(Cell(name, keep, refusal=str(error)))
+    for keep in budgets:
+        reasons = {cell.refusal for cell in cells if cell.keep == keep}
+        if len(reasons) == 1 and "" not in reasons:
+            raise FovealError(reasons.pop())
+    return cells
+
+
+def _questions(data: str, limit: int | None, seed: int) -> Any:
+    from foveal.evaluation import load_questions
+    from foveal.mini import EasyQuestions, SceneQuestions
+
+    if data == "scenes":
+        return SceneQuestions("test", limit or 1000, seed=seed)
+    if data == "easy-vqa":
         try:
-            made.append((Cell(name, keep), None if keep is None else make_method(name, keep, layer)))
-        except FovealError as error:
-            if not forgiving:
-                raise
-            made.append((Cell(name, keep, refusal=str(error)), None))
-    for budget in {keep for _, keep in runs if keep is not None}:
-        reasons = [cell.refusal for cell, _ in made if cell.keep == budget]
-        if all(reasons):
-            raise FovealError(reasons[0])
-    return made
+            return EasyQuestions("test", limit, seed=seed)
+        except ModuleNotFoundError as error:
+            raise FovealError(str(error)) from error
+    return load_questions(data)[:limit]
+
+
+def _bar(runs: Sequence[Cell], questions: Sized, *, shown: bool) -> EvaluationBar:
+    from foveal.cli.progress import EvaluationBar
+
+    return EvaluationBar(len(runs), len(questions), shown=shown)
+
+
+def _measure(
+    cell: Cell,
+    model: Any,
+    processor: Any,
+    questions: Any,
+    bar: EvaluationBar,
+    *,
+    forgiving: bool,
+    **options: Any,
+) -> None:
+    """Fill in the cell's result; where `forgiving`, why there is none."""
+    from foveal.evaluation import evaluate as run_evaluation
+
+    bar.begin(cell.title)
+    try:
+        cell.result = run_evaluation(
+            model, processor, questions, cell.compressor, progress=bar.advance, **options
+        )
+    except FovealError as error:
+        if not forgiving or cell.compressor is None:
+            raise
+        cell.refusal = str(error)
+        bar.give_up()
+
+
+def _save(
+    rows: Sequence[dict[str, Any]], result: EvaluationResult, out: Path | None, predictions: Path | None
+) -> None:
+    """What is known so far: the newest row is that of `result`."""
+    from foveal.evaluation import append_row, write_json
+
+    if out is not None and out.suffix == ".jsonl":
+        append_row(out, rows[-1])
+    elif out is not None:
+        write_json(out, rows)
+    if predictions is not None:
+        for record in result.records:
+            append_row(predictions, {"settings": result.settings, **asdict(record)})
+
+
+def _print_unreadable(cells: Sequence[Cell]) -> None:
+    result = next(cell.result for cell in cells if cell.result is not None)
+    for record in result.unreadable:
+        screen().print(
+            f"not scored: question {record.id}: {record.error}", style="yellow", markup=False, soft_wrap=True
+        )

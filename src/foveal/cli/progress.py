@@ -80,7 +80,7 @@ class EvaluationBar:
     """
 
     def __init__(self, runs: int, questions: int, *, shown: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
         console = Console(stderr=True)
         hidden = not shown or not console.is_terminal
         # Some methods are faster than others: the time left follows from the last five minutes.
@@ -115,4 +115,5 @@ class EvaluationBar:
 
     def give_up(self) -> None:
         """The run that was begun asks no more questions."""
-        self._bar.update(self._task, total=self.left + self._bar.tasks[0].completed - self._questions + self._done)
+        total = self._bar.tasks[0].total or 0
+        self._bar.update(self._task, total=total - self._questions + self._done)

@@ -44,6 +44,7 @@ class EvaluationResult:
         seconds: wall-clock time of the run.
         kept_per_image: visual tokens left of an image after the last stage, measured, averaged over images; None where
             `evaluate` compressed nothing itself.
+        seen_per_layer: visual tokens of an image that a decoder layer sees, averaged over layers and images.
     """
 
     records: tuple[Record, ...]
@@ -51,6 +52,7 @@ class EvaluationResult:
     provenance: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     kept_per_image: float | None = None
+    seen_per_layer: float | None = None
 
     @cached_property
     def answered(self) -> tuple[Record, ...]:
@@ -105,6 +107,7 @@ class EvaluationResult:
                 for name, parts in self.pope.items()
             },
             "kept_per_image": self.kept_per_image,
+            "seen_per_layer": self.seen_per_layer,
             "unreadable": {record.id: record.error for record in self.unreadable},
             "seconds": round(self.seconds, 3),
             "provenance": self.provenance,

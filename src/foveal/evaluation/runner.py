@@ -67,7 +67,7 @@ def evaluate(
     methods = (compressor,) if compressor else attached(model)
     total = len(questions) if isinstance(questions, Sized) else None
     records: list[Record] = []
-    kept: list[int] = []
+    kept: list[tuple[int, float]] = []
     started = time.perf_counter()
     with (
         _progress(label or _method_name(methods), total, progress) as advance,
@@ -88,7 +88,7 @@ def evaluate(
         settings,
         provenance(seed),
         time.perf_counter() - started,
-        sum(kept) / len(kept) if kept else None,
+        *_means(kept),
     )
 
 
@@ -96,11 +96,19 @@ def _scope(model: PreTrainedModel, compressor: Compressor | None) -> AbstractCon
     return compress(model, compressor) if compressor is not None else nullcontext()
 
 
-def _kept(run: Run | None, answered: Sequence[Record]) -> list[int]:
-    """Visual tokens left of each image of the batch that was just answered, after the last stage."""
+def _kept(run: Run | None, answered: Sequence[Record]) -> list[tuple[int, float]]:
+    """Of each image of the batch that was just answered: visual tokens after the last stage, and over the layers."""
     if run is None or all(record.error for record in answered):
         return []
-    return [len(places) for places in run.stages[-1].kept_in_image]
+    seen = run.tokens_by_layer
+    return [(len(places), sum(seen) / len(seen)) for places in run.stages[-1].kept_in_image]
+
+
+def _means(kept: Sequence[tuple[int, float]]) -> tuple[float | None, float | None]:
+    if not kept:
+        return None, None
+    last, seen = zip(*kept, strict=True)
+    return sum(last) / len(last), sum(seen) / len(seen)
 
 
 def _method_name(methods: Sequence[Compressor]) -> str:
