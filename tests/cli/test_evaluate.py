@@ -47,6 +47,27 @@ def test_each_method_has_a_layer_of_its_own_by_default(run: Any, checkpoint: Pat
     assert [row["settings"]["layer"] for row in rows] == [1, 1]
 
 
+def test_positions_are_each_methods_own_or_those_given(run: Any, checkpoint: Path, mine: Path) -> None:
+    common = (
+        "eval",
+        "--data",
+        mine,
+        "--model",
+        checkpoint,
+        "--keep",
+        "9",
+        "--method",
+        "dart",
+        "divprune",
+        "--json",
+    )
+    rows = json.loads(run(*common).out)
+    assert [row["settings"]["positions"] for row in rows] == ["original", "packed"]
+    assert [row["seen_per_layer"] for row in rows] == [(2 * 144 + 2 * 9) / 4, 9]
+    rows = json.loads(run(*common, "--positions", "original").out)
+    assert [row["settings"]["positions"] for row in rows] == ["original", "original"]
+
+
 def test_rows_with_provenance_go_to_a_file(run: Any, checkpoint: Path, mine: Path, tmp_path: Path) -> None:
     out, predictions = tmp_path / "results.jsonl", tmp_path / "predictions.jsonl"
     for _ in range(2):
@@ -123,13 +144,14 @@ def test_all_methods_in_one_table(
     first, whole, head, *lines = (line for line in ran.out.splitlines() if line.strip())
     assert "on 4 questions" in first
     assert whole.startswith("all tokens")
-    assert head.split() == ["72", "9"]
+    assert head.split() == ["72", "9", "a", "layer", "sees"]
     assert [line.split()[0] for line in lines[:4]] == list(few)
     cells = {line.split()[0]: line.split()[1:] for line in lines[:4]}
-    assert cells["trim"] == ["-", "-"]
-    assert len(cells["tome"]) == 3  # a score, its interval and a dash
-    assert cells["tome"][-1] == "-"
-    assert len(cells["dart"]) == 4
+    assert cells["trim"] == ["-", "-", "-/-"]
+    assert len(cells["tome"]) == 4  # a score, its interval, a dash, and what a layer sees
+    assert cells["tome"][-2:] == ["-", "72/-"]
+    assert len(cells["dart"]) == 5
+    assert cells["dart"][-1] == "108/76"  # layers 0 and 1 of 4 see all 144
     reasons = "\n".join(lines[4:])
     assert "- trim (72 9): no text tower" in reasons
     assert "- tome (9): keep=9 cannot be reached" in reasons
@@ -150,7 +172,7 @@ def test_a_number_of_tokens_that_was_not_asked_for_is_named(run: Any, checkpoint
     assert pooling.count("*") == 1
     assert "*" not in dart
     assert "* kept another number of tokens than asked: pooling 45 (47)" in lines
-    assert any(line.split() == ["47", "0.111", "(16)"] for line in lines)
+    assert any(line.split()[:3] == ["47", "0.111", "(16)"] for line in lines)
 
 
 @pytest.mark.usefixtures("few")
@@ -159,7 +181,8 @@ def test_a_narrow_screen_gets_several_tables(run: Any, checkpoint: Path, mine: P
     lines = run(*common, "--keep", "48", "32", "16", columns=60).out.splitlines()
     table = [line for line in lines if not line.startswith("- ")]
     assert max(map(len, table)) <= 60
-    assert [line.split() for line in table if line.split()[:1] in (["48"], ["16"])] == [["48", "32"], ["16"]]
+    heads = [line.split()[:-3] for line in table if line.endswith("a layer sees")]
+    assert heads == [["48", "32"], ["16"]]
     assert sum(line.startswith("dart") for line in table) == 2
 
 

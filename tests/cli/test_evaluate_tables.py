@@ -49,8 +49,8 @@ def test_the_best_of_each_budget_is_bold(printed: str) -> None:
 def test_strays_and_refusals(printed: str) -> None:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed).splitlines()
     rows = {line.split()[0]: line for line in plain if line.strip()}
-    assert rows["pooling"].split() == ["pooling", "-", "70.0", "(39.7..89.2)*"]
-    assert rows["16"].split() == ["16", "0.5", "(72)"]
+    assert rows["pooling"].split() == ["pooling", "-", "70.0", "(39.7..89.2)*", "-/-"]
+    assert rows["16"].split() == ["16", "0.5", "(72)", "a", "layer", "sees"]
     assert plain[-3:] == [
         "* kept another number of tokens than asked: pooling 70.2 (0.5)",
         "- pooling, tome (16): too few",

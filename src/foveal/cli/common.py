@@ -95,15 +95,20 @@ def parse_keep(text: str) -> Budget:
         ) from error
 
 
-def make_method(name: str, keep: Budget, layer: int | None = None) -> Compressor | None:
-    """The method of that name at its own layer, or at `layer` if one is given; None for "none".
+def make_method(
+    name: str, keep: Budget, layer: int | None = None, positions: str | None = None
+) -> Compressor | None:
+    """The method of that name with its own layer and positions, or with those that are given; None for "none".
 
     Raises:
         FovealError: there is none, it does not take the budget, or `layer` is given to one that has none to choose.
     """
     from foveal.compressors import get, method_class
 
-    return None if name == "none" else get(name, keep=keep, **layer_option(method_class(name), layer))
+    if name == "none":
+        return None
+    options: dict[str, Any] = {"keep": keep, **layer_option(method_class(name), layer)}
+    return get(name, **options) if positions is None else get(name, **options, positions=positions)
 
 
 def layer_option(method: type[Compressor], layer: int | None) -> dict[str, int]:

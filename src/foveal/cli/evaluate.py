@@ -44,6 +44,12 @@ def evaluate(
     ] = False,
     keep: Annotated[str, typer.Option(help="Tokens kept: numbers, fractions, or `auto`.")] = "1/9",
     layer: LayerOption = None,
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            help="`original` or `packed` position ids for kept tokens; each method's own if left out."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per forward.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
@@ -68,7 +74,7 @@ def evaluate(
     - `foveal eval --data questions.jsonl --model ./llava-1.5-7b-hf --keep 128 64`
     """
     budgets = _budgets(keep)
-    cells = _plan(_names(method, all_methods), budgets, layer, forgiving=all_methods)
+    cells = _plan(_names(method, all_methods), budgets, layer, positions, forgiving=all_methods)
     questions = _questions(data, limit, seed)
     loaded, processor = load_model(model)
     options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed}
@@ -114,14 +120,19 @@ def _budgets(text: str) -> list[Budget]:
 
 
 def _plan(
-    names: Sequence[str], budgets: Sequence[Budget], layer: int | None, *, forgiving: bool
+    names: Sequence[str],
+    budgets: Sequence[Budget],
+    layer: int | None,
+    positions: str | None,
+    *,
+    forgiving: bool,
 ) -> list[Cell]:
     """A cell a run. Where `forgiving`, refusals are noted in the cells, but for a budget that is wrong in itself."""
     cells = []
     for name in names:
         for keep in [None] if name == "none" else budgets:
             try:
-                compressor = None if keep is None else make_method(name, keep, layer)
+                compressor = None if keep is None else make_method(name, keep, layer, positions)
                 cells.append(Cell(name, keep, compressor))
             except FovealError as error:
                 if not forgiving:

@@ -106,7 +106,8 @@ def print_grid(cells: Sequence[Cell], budgets: Sequence[Budget]) -> None:
     name_width = max(map(len, ("all tokens", *methods))) + _GAP
     console.print(f"{'all tokens':{name_width}}{whole.accuracy}\n")
     width = max(len(text) for text in texts.values()) + _GAP
-    columns = max(1, (console.width - name_width) // width)
+    seen_width = max(len(_seen(name, compressed, budgets)) for name in methods) + _GAP
+    columns = max(1, (console.width - name_width - seen_width) // width)
     for start in range(0, len(budgets), columns):
         shown = budgets[start : start + columns]
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
@@ -115,8 +116,9 @@ def print_grid(cells: Sequence[Cell], budgets: Sequence[Budget]) -> None:
             table.add_column(
                 _heading(keep, asked[keep]), justify="right", no_wrap=True, min_width=width - _GAP
             )
+        table.add_column("a layer sees", justify="right", no_wrap=True)
         for name in methods:
-            table.add_row(name, *(texts[name, keep] for keep in shown))
+            table.add_row(name, *(texts[name, keep] for keep in shown), _seen(name, compressed, shown))
         console.print(table)
         console.print()
     for line in (*_strays(compressed, asked), *(f"- {line}" for line in refusals(cells))):
@@ -124,6 +126,13 @@ def print_grid(cells: Sequence[Cell], budgets: Sequence[Budget]) -> None:
 
 
 _GAP = 2
+
+
+def _seen(name: str, cells: Sequence[Cell], budgets: Sequence[Budget]) -> str:
+    """The tokens that a decoder layer sees on average, budget by budget."""
+    results = {cell.keep: cell.result for cell in cells if cell.method == name}
+    seen = [None if (result := results.get(keep)) is None else result.seen_per_layer for keep in budgets]
+    return "/".join("-" if value is None else f"{value:.0f}" for value in seen)
 
 
 def _asked(keep: Budget, cells: Sequence[Cell]) -> str:
