@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from foveal.compressors import selection
 from foveal.compressors.selection import (
     bipartite_match,
     density_peaks,
     farthest_first,
+    first_per_row,
     greedy_dpp,
     least_similar_to_pivots,
     split_evenly,
@@ -44,6 +46,12 @@ def test_top_per_row(seed: int, rows: int, columns: int, levels: int) -> None:
     for row, count in enumerate(counts.tolist()):
         best = sorted(range(columns), key=lambda column: (-scores[row, column].item(), column))[:count]
         assert chosen[row].nonzero()[:, 0].tolist() == sorted(best)
+
+
+def test_first_per_row() -> None:
+    order = torch.tensor([[2, 0, 3, 1], [3, 2, 1, 0], [1, 0, 2, 3]])
+    marked = first_per_row(order, torch.tensor([2, 0, 4]))
+    assert [row.nonzero()[:, 0].tolist() for row in marked] == [[0, 2], [], [0, 1, 2, 3]]
 
 
 @given(seed=st.integers(0, 999), rows=st.integers(1, 5), slots=st.integers(1, 8))
@@ -245,6 +253,15 @@ def test_greedy_dpp_of_no_kernel_at_all_repeats_nothing() -> None:
     valid = torch.ones(3, 40, dtype=torch.bool)
     counts = torch.full((3,), 40)
     assert_picks(greedy_dpp(kernel, valid, counts, 40), valid, counts, 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("columns", [1, 144, 145, 300])
+def test_gram(columns: int, dtype: torch.dtype) -> None:
+    vectors = torch.randn(2, columns, 70, generator=generator(columns), dtype=dtype)
+    products = selection.gram(vectors)
+    torch.testing.assert_close(products, products.mT)
+    torch.testing.assert_close(products, vectors @ vectors.mT)
 
 
 def peaks_by_hand(points: np.ndarray, clusters: int) -> tuple[list[int], list[int]]:

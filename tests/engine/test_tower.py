@@ -407,6 +407,16 @@ def test_a_class_token_among_the_visual_tokens_is_refused() -> None:
         model.config.vision_feature_select_strategy = "default"
 
 
+def test_tome_refuses_features_of_another_layer_than_the_configs() -> None:
+    model, inputs = families.model("llava"), families.batch("llava", [1], [5])
+    with foveal.compress(model, foveal.ToMe(keep=9)):
+        with pytest.raises(foveal.FovealError, match=r"config\.vision_feature_layer"):
+            model(**inputs, vision_feature_layer=-1)
+        with pytest.raises(foveal.FovealError, match="class token is passed on"):
+            model(**inputs, vision_feature_select_strategy="full")
+        model(**inputs)
+
+
 def test_a_language_model_has_no_tower() -> None:
     model = families.model("llava").get_decoder()
     with pytest.raises(foveal.FovealError):

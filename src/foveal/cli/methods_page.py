@@ -20,10 +20,10 @@ Made by `make methods` from what the methods say about themselves; do not edit. 
 print the same.
 
 **pre-LM** methods choose, or merge, between the vision tower and the decoder, so that no decoder layer ever sees the
-other tokens. They cannot use what the decoder knows; most never see the question. Those that read the tower work where
-every patch of the tower becomes one visual token: LLaVA, LLaVA-NeXT, PaliGemma. **in-LM** methods drop tokens at the
-entry of decoder layer K (`layer`, counted from 0), or at several layers. Layers in front of it see all tokens, and pay
-for them. They work in every family of the [support matrix](support.md).
+other tokens. They cannot use what the decoder knows; most never see the question. Those that read the tower work
+where every patch of the tower becomes one visual token: LLaVA and PaliGemma, where images are not split into tiles.
+**in-LM** methods drop tokens at the entry of decoder layer K (`layer`, counted from 0), or at several layers. Layers
+in front of it see all tokens, and pay for them. They work in every family of the [support matrix](support.md).
 
 **What is counted.** `keep` is the number of visual tokens that is left of each image, merged and extra tokens included,
 behind the last stage. `keep=64` is a count, `keep=0.25` a fraction of the image's tokens, `keep="auto"` the method's

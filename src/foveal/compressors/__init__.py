@@ -104,7 +104,11 @@ def get(name: str, **options: Any) -> Compressor:
     """
     method = method_class(name)
     if "layer" in options and "layer" not in {item.name for item in fields(method) if item.init}:
-        places = "at several layers: pass layers=" if issubclass(method, StagedCompressor) else "before the decoder"
+        places = (
+            "at several layers: pass layers="
+            if issubclass(method, StagedCompressor)
+            else "before the decoder"
+        )
         raise FovealError(f"{method.__name__} has no layer={options['layer']}: it acts {places}")
     try:
         return method(**options)

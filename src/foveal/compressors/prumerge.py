@@ -66,8 +66,8 @@ class PruMerge(ByClassAttention):
         "One extra token sums up the patches not kept.",
         needs='a CLIP tower whose features stop one layer early; without a class token, query="mean"',
         tokens='keep in every layer, the extra token included; "auto": the outliers of attention and one more',
-        weak="never sees the question; small text (OCR) and small objects beside a salient one; several images or "
-        'tiles have a budget each; "auto" may keep very few',
+        weak="never sees the question; small text (OCR) and small objects beside a salient one; several images "
+        'have a budget each; "auto" may keep very few',
         servable='a count or a fraction: yes, exactly keep tokens; "auto": no, the image decides',
     )
 
@@ -183,7 +183,7 @@ class PruMergePlus(PruMerge):
         "One extra token sums up the patches not kept.",
         needs='a CLIP tower whose features stop one layer early; without a class token, query="mean"',
         tokens='keep in every layer, the extra token included; "auto": four times the outliers and one more',
-        weak="never sees the question; small text (OCR) between the samples; several images or tiles have a budget "
+        weak="never sees the question; small text (OCR) between the samples; several images have a budget "
         "each",
         servable='a count or a fraction: yes, exactly keep tokens; "auto": no, the image decides',
     )

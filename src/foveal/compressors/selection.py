@@ -14,6 +14,7 @@ __all__ = [
     "bipartite_match",
     "density_peaks",
     "farthest_first",
+    "first_per_row",
     "gram",
     "greedy_dpp",
     "least_similar_to_pivots",
@@ -35,9 +36,21 @@ def top_per_row(scores: Tensor, counts: Tensor) -> Tensor:
     Returns:
         (rows, columns) bool.
     """
-    order = scores.sort(dim=1, descending=True, stable=True).indices
-    chosen = torch.arange(scores.shape[1], device=scores.device) < counts[:, None]
-    return torch.zeros_like(chosen.expand(scores.shape)).scatter(1, order, chosen)
+    return first_per_row(scores.sort(dim=1, descending=True, stable=True).indices, counts)
+
+
+def first_per_row(order: Tensor, counts: Tensor) -> Tensor:
+    """Mark the first `counts[i]` columns of row i.
+
+    Args:
+        order: (rows, columns) int64, all columns of each row in some order.
+        counts: (rows,) int64.
+
+    Returns:
+        (rows, columns) bool.
+    """
+    chosen = torch.arange(order.shape[1], device=order.device) < counts.unsqueeze(1)
+    return torch.empty_like(order, dtype=torch.bool).scatter_(1, order, chosen)
 
 
 def split_evenly(total: Tensor, parts: Tensor, slots: int) -> Tensor:
@@ -135,7 +148,7 @@ def farthest_first(similarity: Tensor, valid: Tensor, counts: Tensor, steps: int
 
 
 def gram(vectors: Tensor) -> Tensor:
-    """The products of all pairs, each computed once: exactly symmetric, and about a third faster than a product.
+    """The products of all pairs, most of them computed once, which is about a third faster; symmetric but for rounding.
 
     Args:
         vectors: (rows, columns, width).
@@ -222,21 +235,24 @@ def density_peaks(points: Tensor, valid: Tensor, clusters: Tensor, most: int) ->
         centers (rows, most) int64, columns by falling score, -1 beyond a row's clusters; cluster (rows, columns) int64,
         each point's index into its row's centers, -1 where not valid.
     """
-    distance, usable, farthest = _distances(_widen(points), valid)
-    density = _density(distance, valid, usable, clusters, most)
+    distance, usable = _distances(_widen(points), valid)
+    points_in_row = valid.sum(dim=1, keepdim=True)
+    density = _density(distance, points_in_row, usable, clusters, most)
     # Ranks, because float32 does not resolve the term that breaks ties.
     rank = density.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    denser = rank[:, None, :] < rank[:, :, None]
-    delta = torch.where(denser, distance, farthest[:, None, None]).amin(dim=2)
-    score = (delta * density).masked_fill_(~usable, torch.finfo(delta.dtype).min)  # padding comes last too
+    denser = rank.unsqueeze(1) < rank.unsqueeze(2)
+    # Infinity does for the largest D: either makes the densest the first. What is not usable has -inf.
+    score = torch.where(denser, distance, float("inf")).amin(dim=2).mul_(density)
     centers = score.sort(dim=1, descending=True, stable=True).indices[:, :most]
 
     distance.diagonal(dim1=1, dim2=2).fill_(-1)  # so centers join themselves
-    to_center = distance.gather(1, centers[:, :, None].expand(-1, -1, distance.shape[2]))
-    slot = torch.arange(centers.shape[1], device=valid.device)
-    to_center = to_center.masked_fill_((slot >= clusters[:, None])[:, :, None], float("inf"))
-    cluster = to_center.argmin(dim=1).masked_fill_(~valid | (clusters < 1)[:, None], -1)
-    return _cut(functional.pad(centers, (0, most - centers.shape[1]), value=-1), clusters, valid), cluster
+    to_center = distance.gather(1, centers.unsqueeze(2).expand(-1, -1, distance.shape[2]))
+    count = torch.minimum(clusters.unsqueeze(1), points_in_row)
+    beyond = torch.arange(centers.shape[1], device=valid.device) >= count
+    cluster = to_center.masked_fill_(beyond.unsqueeze(2), float("inf")).argmin(dim=1)
+    cluster.masked_fill_(~valid | (count < 1), -1)
+    centers = centers.masked_fill(beyond, -1)
+    return functional.pad(centers, (0, most - centers.shape[1]), value=-1), cluster
 
 
 def bipartite_match(
@@ -309,26 +325,25 @@ def _continue(order: Tensor, good: Tensor, scores: Tensor) -> Tensor:
     return torch.where(keep, order, rest.gather(1, (slot - good[:, None]).clamp(min=0, max=spare - 1)))
 
 
-def _distances(points: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(rows, columns, columns) L2 / sqrt(width), inf where a point is no number; usable points; (rows,) the largest."""
+def _distances(points: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, columns, columns) L2 / sqrt(width), inf where a point is no number or not valid; usable points."""
     distance = torch.cdist(points, points).div_(points.shape[2] ** 0.5)
     itself = distance.diagonal(dim1=1, dim2=2)
-    usable = valid & itself.isfinite()
+    usable = valid & (itself < float("inf"))
     itself.fill_(0)  # exactly, where cdist rounds
-    apart = ~(usable[:, :, None] & usable[:, None, :])
-    farthest = distance.masked_fill_(apart, 0).amax(dim=(1, 2))
-    return distance.masked_fill_(apart, float("inf")), usable, farthest
+    apart = (usable.unsqueeze(2) & usable.unsqueeze(1)).logical_not_()
+    return distance.masked_fill_(apart, float("inf")), usable
 
 
-def _density(distance: Tensor, valid: Tensor, usable: Tensor, clusters: Tensor, most: int) -> Tensor:
-    """(rows, columns) exp(-mean of the `clusters[row]` smallest squared distances), ties broken; -inf if not usable."""
-    columns = valid.shape[1]
+def _density(distance: Tensor, points: Tensor, usable: Tensor, clusters: Tensor, most: int) -> Tensor:
+    """(rows, columns) exp(-mean of the `clusters[row]` smallest squared distances), ties broken; -inf if not usable.
+
+    `points` (rows, 1) counts the valid ones.
+    """
+    columns, device = usable.shape[1], usable.device
     nearest = distance.topk(min(most, columns), dim=2, largest=False).values.square_()
-    neighbours = torch.minimum(clusters, usable.sum(dim=1)).clamp(min=1)[:, None]
-    counted = torch.arange(nearest.shape[2], device=valid.device) < neighbours
-    mean = nearest.masked_fill_(~counted[:, None], 0).sum(dim=2) / neighbours
-    place = torch.arange(columns, dtype=mean.dtype, device=valid.device) / valid.sum(
-        dim=1, keepdim=True
-    ).clamp(min=1)
-    density = (-mean).exp() + 1e-6 * (1 - place)
-    return density.masked_fill(~usable, float("-inf"))
+    neighbours = torch.minimum(clusters, usable.sum(dim=1)).clamp_(min=1).unsqueeze(1)
+    beyond = torch.arange(nearest.shape[2], device=device) >= neighbours
+    mean = nearest.masked_fill_(beyond.unsqueeze(1), 0).sum(dim=2).div_(neighbours)
+    place = torch.arange(columns, dtype=mean.dtype, device=device) / points.clamp(min=1)
+    return mean.neg_().exp_().add_(1e-6 * (1 - place)).masked_fill_(~usable, float("-inf"))

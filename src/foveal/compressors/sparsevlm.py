@@ -7,18 +7,17 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from foveal.compressors.base import MethodCard
 from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext
-from foveal.compressors.selection import density_peaks, top_per_row
+from foveal.compressors.selection import density_peaks, first_per_row
 from foveal.compressors.staging import (
     FallingCompressor,
     Stage,
     merge_matrix,
     seen_by_text,
     text_attention,
-    without_unused,
+    with_weight,
 )
 
 __all__ = ["SparseVLM", "rater_affinity"]
@@ -47,11 +46,12 @@ class _SparseStage(Stage):
             self._split(length, target) for length, target in zip(lengths, self.targets(context), strict=True)
         ]
         counts = tuple(kept + clusters for kept, clusters in split)
-        device = scores.device
-        kept = top_per_row(scores, torch.tensor([kept for kept, _ in split], device=device))
-        if not any(clusters for _, clusters in split):
-            return Selection(kept=kept, counts=counts, scores=scores)
-        return self._recycle(context, scores, kept, split)
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        kept = first_per_row(order, torch.tensor([kept for kept, _ in split], device=scores.device))
+        if any(clusters for _, clusters in split):
+            kept, mix = self._recycle(context, order, kept, split)
+            return Selection(kept=kept, counts=counts, scores=scores, mix=mix)
+        return Selection(kept=kept, counts=counts, scores=scores)
 
     def _split(self, length: int, target: int) -> tuple[int, int]:
         """How many of an image's tokens to keep, and how many clusters to make of the others."""
@@ -67,52 +67,64 @@ class _SparseStage(Stage):
         return 1, target - 1
 
     def _recycle(
-        self, context: TokenContext, scores: Tensor, kept: Tensor, split: list[tuple[int, int]]
-    ) -> Selection:
-        """Merge the best of what is dropped."""
-        counts = tuple(kept + clusters for kept, clusters in split)
-        pool, cluster, centers = self._cluster(context, scores, split)
-        slots = _put(kept, centers, torch.ones_like(centers, dtype=torch.bool), centers >= 0)
+        self, context: TokenContext, order: Tensor, kept: Tensor, split: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Merge the best of what is dropped.
+
+        Args:
+            context: the stage's.
+            order: (images, tokens) int64, the tokens by falling score.
+            kept: (images, tokens) bool, the best.
+            split: how many those are, and how many clusters to make, by image.
+
+        Returns:
+            the `kept` and the `mix` of a `Selection`.
+        """
+        pool, cluster, centers = self._cluster(context, order, split)
+        most = max(kept + clusters for kept, clusters in split)
+        slots = kept.scatter(1, centers, True)
         if self.positions == "packed":  # kept tokens first, then clusters, as released
             own = kept.cumsum(dim=1) - 1
-            goal = kept.sum(dim=1, keepdim=True) + torch.arange(centers.shape[1], device=kept.device)
+            goal = own[:, -1:] + torch.arange(1, centers.shape[1] + 1, device=kept.device)
+            goal.clamp_(max=most - 1)  # beyond an image's clusters, where nothing is merged
         else:  # every token keeps its position
             own = slots.cumsum(dim=1) - 1
-            goal = own.gather(1, centers.clamp(min=0))
+            goal = own.gather(1, centers)
 
-        merged, cluster = cluster >= 0, cluster.clamp(min=0)
         dtype = torch.promote_types(context.hidden.dtype, torch.float32)
-        size = torch.zeros_like(centers, dtype=dtype).scatter_add(1, cluster, merged.to(dtype))
-        share = 1 / (size + 1e-6 if self.method.parity else size.clamp(min=1))
-        slot = _put(own, pool, goal.gather(1, cluster), merged)
-        weight = _put(kept.to(dtype), pool, share.gather(1, cluster), merged)
-        return Selection(
-            kept=slots, counts=counts, scores=scores, mix=merge_matrix(slot, weight, max(counts))
-        )
+        merged, cluster = (cluster >= 0).to(dtype), cluster.clamp(min=0)
+        size = torch.zeros_like(centers, dtype=dtype).scatter_add_(1, cluster, merged)
+        share = 1 / (size + 1e-6 if self.method.parity else size.clamp_(min=1))
+        mix = merge_matrix(own, kept.to(dtype), most)
+        entry = goal.gather(1, cluster) * kept.shape[1] + pool
+        mix.view(len(mix), -1).scatter_add_(1, entry, share.gather(1, cluster).mul_(merged))
+        return slots, mix
 
     def _cluster(
-        self, context: TokenContext, scores: Tensor, split: list[tuple[int, int]]
+        self, context: TokenContext, order: Tensor, split: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Cluster the best of what is dropped.
 
         Returns:
             pool (images, pool) int64, the tokens that are merged, best first; cluster (images, pool) int64, the one
             that each joins, -1 for what is no such token; centers (images, clusters) int64, the tokens at their
-            centers, -1 beyond an image's clusters.
+            centers, and beyond an image's clusters the best token, which is kept.
         """
-        layout, device = context.layout, scores.device
+        layout, device = context.layout, order.device
         sizes = [
-            _pool(length - kept) if clusters else 0
+            (kept, clusters, _pool(length - kept) if clusters else 0)
             for length, (kept, clusters) in zip(layout.lengths, split, strict=True)
         ]
-        kept, clusters = torch.tensor(split, device=device).unbind(dim=1)
-        place = torch.arange(max(sizes), device=device)
-        valid = place < torch.tensor(sizes, device=device)[:, None]
-        order = scores.sort(dim=1, descending=True, stable=True).indices
-        pool = order.gather(1, (kept[:, None] + place).clamp(max=scores.shape[1] - 1))
-        points = context.hidden[layout.sample[:, None], layout.rows.gather(1, pool)]
-        centers, cluster = density_peaks(points, valid, clusters, max(count for _, count in split))
-        return pool, cluster, torch.where(centers >= 0, pool.gather(1, centers.clamp(min=0)), -1)
+        kept, clusters, pooled = torch.tensor(sizes, device=device).unbind(dim=1)
+        place = torch.arange(max(pooled for _, _, pooled in sizes), device=device)
+        pool = order.gather(1, (kept.unsqueeze(1) + place).clamp_(max=order.shape[1] - 1))
+        centers, cluster = density_peaks(
+            layout.gather(context.hidden, layout.rows.gather(1, pool)),
+            place < pooled.unsqueeze(1),
+            clusters,
+            max(count for _, count in split),
+        )
+        return pool, cluster, torch.where(centers >= 0, pool.gather(1, centers.clamp(min=0)), order[:, :1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,28 +188,21 @@ def rater_affinity(context: TokenContext) -> tuple[Tensor, Tensor]:
         (batch, rows) soft-max over those words, averaged over visual tokens, 0 elsewhere; (batch, rows) bool: the
         words.
     """
-    visual = context.visual
+    layout, visual = context.layout, context.visual
     words = context.prompt & ~visual & (visual.cumsum(dim=1) > 0)
-    batch, rows = words.shape
     # No sample has more text than the batch, whose visual tokens are counted on the host.
-    most = min(rows, batch * rows - sum(context.layout.lengths))
-    listed = (~words).sort(dim=1, stable=True).indices[:, :most]
-    present = words.gather(1, listed)
-    listed, present = without_unused(listed, present)
-    hidden = context.hidden.to(torch.promote_types(context.hidden.dtype, torch.float32))
-    word = hidden.gather(1, listed[:, :, None].expand(-1, -1, hidden.shape[2]))
-    affinity = (hidden @ word.transpose(1, 2)).masked_fill_(~present[:, None], float("-inf")).softmax(dim=2)
-    affinity = affinity.masked_fill_(~visual[:, :, None], 0).sum(dim=1)
-    affinity = affinity / visual.sum(dim=1, keepdim=True).clamp(min=1)
-    affinity = affinity.masked_fill_(~present, 0)  # NaN where a sample has no such word
-    return torch.zeros_like(hidden[:, :, 0]).scatter(1, listed, affinity), words
-
-
-def _put(values: Tensor, columns: Tensor, entries: Tensor, present: Tensor) -> Tensor:
-    """The values with entries (images, some) at their columns, where present."""
-    spare = values.shape[1]
-    padded = functional.pad(values, (0, 1))
-    return padded.scatter(1, torch.where(present, columns, spare), entries)[:, :spare]
+    most = min(words.shape[1], words.numel() - sum(layout.lengths))
+    dtype = torch.promote_types(context.hidden.dtype, torch.float32)
+    listed, present = with_weight(words.to(dtype), lambda: most)
+    listed, absent = listed[layout.sample], present[layout.sample] == 0  # by image
+    word, token = (layout.gather(context.hidden, rows).to(dtype) for rows in (listed, layout.rows))
+    affinity = (word @ token.mT).masked_fill_(absent[:, :, None], float("-inf")).softmax(dim=1)
+    if layout.padded:
+        affinity.masked_fill_(~layout.valid[:, None], 0)
+    received = affinity.sum(dim=2).masked_fill_(absent, 0)  # NaN where a sample has no such word
+    total = torch.zeros_like(words, dtype=dtype)
+    total.index_put_((layout.sample[:, None], listed), received, accumulate=True)
+    return total.div_(visual.sum(dim=1, keepdim=True).clamp_(min=1)), words
 
 
 def _pool(dropped: int) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from foveal.compressors.base import Compressor, Positions, StagedCompressor
 from foveal.compressors.context import AttentionInputs, Rows, TokenContext
@@ -22,7 +23,7 @@ __all__ = [
     "scaled_layers",
     "seen_by_text",
     "text_attention",
-    "without_unused",
+    "with_weight",
 ]
 
 _BLOCK = 64  # text rows whose attention is held at once
@@ -179,30 +180,33 @@ def text_attention(attention: AttentionInputs, rows: Rows, weights: Tensor) -> T
     Returns:
         (batch, rows, 2): the weighted sum over text rows; and that of the last prompt row alone, for `seen_by_text`.
     """
-    text = rows.text.clamp(min=0)
-    text, weight = without_unused(text, weights.gather(1, text).masked_fill_(rows.text < 0, 0))
-    last, length = attention.row(rows.last).mean(dim=1), rows.prompt.shape[1]
-    total = torch.zeros_like(last)
-    # A row of padding sees nothing: NaN. The last row takes its place.
-    index = rows.last[:, None].where(weight == 0, text)
+    weights, last = weights.masked_fill(rows.visual, 0), rows.last[:, None]
+    text, weight = with_weight(weights, lambda: rows.text.shape[1])
+    # A row of padding sees nothing: NaN. The last row takes its place, and comes once more by itself.
+    index = torch.cat([torch.where(weight == 0, last, text), last], dim=1)
+    weight = functional.pad(weight, (0, 1))
+    total = weight.new_zeros(())
     for some, share in zip(index.split(_BLOCK, dim=1), weight.split(_BLOCK, dim=1), strict=True):
         received = attention.rows(some)
-        heads = share.to(received.dtype)[:, None, None].expand(-1, received.shape[1], -1, -1)
-        total += (heads @ received).mean(dim=1)[:, 0]
-    return torch.stack([total, last], dim=2)[:, -length:]
+        shares = share.to(received.dtype).div(received.shape[1])[:, None].expand(-1, received.shape[1], -1)
+        total = total + (shares.reshape(len(share), 1, -1) @ received.flatten(1, 2))[:, 0]
+    both = torch.stack([total, received[:, :, -1].mean(dim=1)], dim=2)
+    return both[:, -rows.prompt.shape[1] :]
 
 
-def without_unused(index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave out the columns that have no weight in any sample, where that can be known without waiting for a device.
+def with_weight(weights: Tensor, most: Callable[[], int]) -> tuple[Tensor, Tensor]:
+    """The columns that have weight, the heaviest first.
 
     Args:
-        index: (batch, some).
-        weights: (batch, some), not negative.
+        weights: (batch, columns), not negative.
+        most: tells how many columns of a sample can have weight, where counting would wait for a device.
+
+    Returns:
+        (batch, some) int64 columns, and their weights: 0 where a sample has fewer.
     """
-    if weights.device.type != "cpu":
-        return index, weights
-    used = weights.any(dim=0).nonzero()[:, 0]
-    return index.index_select(1, used), weights.index_select(1, used)
+    count = int(weights.count_nonzero(dim=1).max()) if weights.is_cpu else most()
+    weights, index = weights.sort(dim=1, descending=True, stable=True)
+    return index[:, :count], weights[:, :count]
 
 
 def seen_by_text(context: TokenContext) -> Tensor:
@@ -215,10 +219,10 @@ def seen_by_text(context: TokenContext) -> Tensor:
         (images, tokens), -inf for padding.
     """
     assert context.observed is not None
-    valid = context.layout.valid
-    total, last = context.layout.gather(context.observed[:, :, :2]).unbind(dim=2)
-    seen = total.masked_fill(~valid, 0).amax(dim=1, keepdim=True) > 0
-    return torch.where(seen, total, last).masked_fill(~valid, float("-inf"))
+    layout = context.layout
+    total, last = layout.gather(context.observed[:, :, :2]).unbind(dim=2)
+    seen = layout.mask_padding(total, 0).amax(dim=1, keepdim=True) > 0
+    return layout.mask_padding(torch.where(seen, total, last), float("-inf"))
 
 
 def merge_matrix(slot: Tensor, weight: Tensor, slots: int) -> Tensor:

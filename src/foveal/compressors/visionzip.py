@@ -51,7 +51,7 @@ class VisionZip(ByClassAttention):
         "A contextual token is its target plus the mean of those that joined.",
         needs='a CLIP tower; without a class token, query="mean"',
         tokens="keep in every layer, class token and contextual tokens included",
-        weak="never sees the question; small text (OCR); several images or tiles have a budget each; the class token "
+        weak="never sees the question; small text (OCR); several images have a budget each; the class token "
         "was no input of the projector in training",
         servable="yes: exactly keep tokens",
     )

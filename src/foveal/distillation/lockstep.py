@@ -22,6 +22,7 @@ from foveal.engine.deepstack import deepen
 from foveal.engine.families import Parts, find_parts
 from foveal.engine.frame import Frame, Stream
 from foveal.engine.hooks import Hooks, advance, current_frame, decide
+from foveal.engine.precision import no_cached_casts
 from foveal.engine.rows import restore
 from foveal.errors import FovealError
 
@@ -118,7 +119,7 @@ class _LockstepHooks(Hooks):
             kwargs = self._physical(stream, frame, index, kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         assert frame.teacher_hidden is not None
-        with torch.no_grad(), _no_cached_casts():
+        with torch.no_grad(), no_cached_casts():
             hidden = layer.forward(frame.teacher_hidden, *args, **kwargs)
             frame.teacher_hidden = deepen(frame, stream, index, hidden)
 
@@ -149,14 +150,3 @@ class _LockstepHooks(Hooks):
 def _apart(frame: Frame) -> bool:
     """Whether teacher and student see different rows; where neither dropped any, they are one computation."""
     return frame.student is not None or frame.teacher is not frame.whole
-
-
-@contextmanager
-def _no_cached_casts() -> Iterator[None]:
-    """Autocast caches a weight's cast; one made without gradient would cut the student off from that weight."""
-    enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(enabled)

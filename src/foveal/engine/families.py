@@ -231,5 +231,10 @@ def _decoder(top: Any) -> nn.Module:
             f"{type(top).__name__} has decoder layers without self-attention (cross-attention or linear-attention "
             "models keep no per-token cache that could be compressed): it is not supported"
         )
+    if not hasattr(decoder, "norm"):
+        raise FovealError(
+            f"{type(top).__name__} has no final `norm` behind its decoder layers, which methods ask for: it is not "
+            "supported"
+        )
     found: nn.Module = decoder
     return found

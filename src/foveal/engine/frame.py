@@ -12,7 +12,7 @@ from transformers import Cache
 from foveal.compressors.context import Selection, VisualLayout
 from foveal.engine.cache import LayerView, physical_length, static_length, view_of
 from foveal.engine.masks import translate_mask
-from foveal.engine.rows import compact, map_tensors, restore, take
+from foveal.engine.rows import compact, map_tensors, take
 from foveal.errors import FovealError
 
 __all__ = ["Frame", "StageResult", "Stream"]
@@ -60,16 +60,21 @@ class Stream:
         """The stream of the rows marked in `keep` (batch, rows), and (batch, kept) their index into this stream."""
         # Never a single row: behind a cache that would look like a decode step.
         index = compact(keep, max(*row_counts, min(2, keep.shape[1])))
-        filler = index < 0
-        shift = None if self.shift is None else take(self.shift, index, 1, 0)
+        whole = set(row_counts) == {index.shape[1]}
+        filler, index_or_first = (None, index) if whole else (index < 0, index.clamp(min=0))
+
+        def narrowed(source: Tensor, value: int) -> Tensor:
+            taken = source.gather(1, index_or_first)
+            return taken if filler is None else taken.masked_fill_(filler, value)
+
         stream = Stream(
-            rows=take(self.rows, index, 1, 0).masked_fill(filler, -1),
-            numbers=take(self.numbers, index, 1, 0).masked_fill(filler, -1),
-            text=take(self.text, index, 1, 0) & ~filler,
-            prompt=take(self.prompt, index, 1, 0) & ~filler,
+            rows=narrowed(self.rows, -1),
+            numbers=narrowed(self.numbers, -1),
+            text=narrowed(self.text, False),
+            prompt=narrowed(self.prompt, False),
             lengths=lengths,
             row_counts=row_counts,
-            shift=shift,
+            shift=None if self.shift is None else self.shift.gather(1, index_or_first),
             ahead=self.ahead,
             deepstack=self.deepstack and [take(added, index, 1, 0) for added in self.deepstack],
         )
@@ -77,9 +82,10 @@ class Stream:
 
     def packed(self, whole: Stream) -> Stream:
         """These rows at positions that count nothing of `whole`, all rows of this forward, that was dropped."""
-        alive = restore(torch.ones_like(self.rows)[..., None], self.rows, whole.rows.shape[1])[..., 0].bool()
-        dropped = ((whole.text | (whole.numbers >= 0)) & ~alive).cumsum(dim=1)
-        return replace(self, shift=take(dropped, self.rows, 1, 0), ahead=dropped[:, -1], memo={}, views={})
+        real = (whole.text | (whole.numbers >= 0)).cumsum(dim=1)
+        alive = (self.rows >= 0).cumsum(dim=1)
+        shift, ahead = take(real, self.rows, 1, 0) - alive, real[:, -1] - alive[:, -1]
+        return replace(self, shift=shift, ahead=ahead, memo={}, views={})
 
     def grow_view(self, cache: Cache, layer: int, frame_length: int) -> tuple[LayerView, int]:
         """The layer's cache view once these rows are added, and the logical number of keys before them."""

@@ -40,6 +40,7 @@ from foveal.engine.images import Placeholders, watch_features
 from foveal.engine.masks import real_rows, translate_mask
 from foveal.engine.peek import Peek
 from foveal.engine.positions import RotaryTables
+from foveal.engine.precision import undisturbed
 from foveal.engine.probe import observe_attention
 from foveal.engine.refusals import (
     check_stages,
@@ -53,7 +54,7 @@ from foveal.engine.refusals import (
     refuse_wrong_counts,
 )
 from foveal.engine.rows import blend, compact, restore, take
-from foveal.engine.tower import TowerStage, marked, undisturbed
+from foveal.engine.tower import TowerStage, marked
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
@@ -535,7 +536,7 @@ def _rows(frame: Frame, read: Tensor | None, device: torch.device) -> Rows:
     return Rows(
         prompt=stream.prompt.to(device),
         visual=(stream.numbers >= 0).to(device),
-        text=compact(stream.text, max(frame.text_counts)).to(device),
+        text=lambda: compact(stream.text, max(frame.text_counts)).to(device),
         read=None if read is None else take(read, stream.rows, 1, 0).to(device),
     )
 
@@ -585,7 +586,8 @@ def decide(
         if packs and stream is not frame.whole:
             stream = stream.packed(frame.whole)
         return StageResult(compressor.layer, past, stream, selection, layout, frame.whole), None
-    chosen = layout.scatter(selection.kept & layout.valid, stream.text.shape)
+    kept = selection.kept & layout.valid if layout.padded else selection.kept
+    chosen = layout.scatter(kept, stream.text.shape)
     keep = stream.text | chosen.to(stream.text.device)
     narrowed, index = stream.narrow(keep, counts, frame.row_counts(counts))
     if packs:

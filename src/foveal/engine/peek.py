@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.engine.precision import no_cached_casts
+
 __all__ = ["Peek"]
 
 _running: ContextVar[bool] = ContextVar("foveal_peeking", default=False)
@@ -46,7 +48,7 @@ class Peek:
         norm = getattr(layer, "input_layernorm", nn.Identity())  # others normalise behind their attention
         token = _running.set(True)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), no_cached_casts():
                 layer.self_attn(hidden_states=norm(hidden), **kwargs)
         except _Seen:
             pass

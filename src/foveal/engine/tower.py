@@ -3,7 +3,8 @@
 The projector is given the tokens that were kept, and what it makes of them is put back where it belongs among as many
 rows as the model expects, so that the model and its processor notice nothing. The rows of dropped tokens are NaN: they
 travel with the features through whatever a family does to them (tiles, beams, chunks), and the stage at layer 0 drops
-every row that is marked so, before anything is computed from it.
+every row that is marked so, before anything is computed from it. Features that are taken out of a model inside the
+block (`image_hidden_states`, `get_image_features`) hold the marks, too: they are of use inside it only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from foveal.compressors.base import TowerCompressor
 from foveal.compressors.context import AttentionInputs, Selection, TokenContext, TowerContext
 from foveal.engine.attributes import replaced
 from foveal.engine.families import Parts
+from foveal.engine.precision import undisturbed
 from foveal.engine.probe import observe_attention
 from foveal.engine.rows import kept_slots, mixed
 from foveal.engine.tower_merging import Merger, MergingBlocks
@@ -34,7 +36,7 @@ _CLASS_TOKEN = (
     "{name} needs patches only: the class token is passed on, too (vision_feature_select_strategy='full')"
 )
 
-__all__ = ["TowerStage", "marked", "undisturbed"]
+__all__ = ["TowerStage", "marked"]
 
 
 @dataclass
@@ -89,9 +91,9 @@ class TowerStage:
         parts, compressor = self.parts, self.compressor
         layers: Any = parts.tower_layers
         top: Any = parts.top
-        for noted in (_seen, _ids, _chosen):
-            noted.set(None)
+        _forget()
         with ExitStack() as undo:
+            undo.callback(_forget)
             undo.enter_context(replaced(parts.projector, "forward", self._choosing(parts.projector.forward)))
             handles = [
                 parts.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True),
@@ -137,14 +139,18 @@ class TowerStage:
 
     def _after_tower(self, _tower: nn.Module, _args: Any, output: Any) -> None:
         seen = _seen.get()
-        if seen is None or not self.compressor.wants_class_token():
+        if seen is None or not (self.compressor.wants_class_token() or self._merging is not None):
             return
-        hidden = [output.hidden_states[layer] for layer in _feature_layers(self.parts)]
+        states = output.hidden_states
+        if states is None and not self.parts.has_class_token:
+            return  # the features are the tower's last
+        hidden = [states[layer] for layer in _feature_layers(self.parts)]
         if any(layer is None for layer in hidden):
             raise FovealError(
                 "the features of this call come from another layer than config.vision_feature_layer: set it there"
             )
-        seen.class_token = torch.cat([layer[:, 0] for layer in hidden], dim=-1)
+        if self.parts.has_class_token:
+            seen.class_token = torch.cat([layer[:, 0] for layer in hidden], dim=-1)
 
     # ------------------------------------------------------------------ around the projector
 
@@ -153,7 +159,9 @@ class TowerStage:
         def choosing(features: Tensor) -> Tensor:
             seen = _seen.get() or _Seen()
             _seen.set(None)
-            if features.shape[1] > self._grid[0] * self._grid[1]:
+            patches = None if self._merging is None else self._merging.patches()[0]
+            expected = self._grid[0] * self._grid[1] if patches is None else patches.shape[1]
+            if features.shape[1] > expected:
                 raise FovealError(_CLASS_TOKEN.format(name=type(self.compressor).__name__))
             made = forward(features) if self.compressor.projected else None
             with undisturbed(features.device):
@@ -216,13 +224,6 @@ class TowerStage:
         return counts
 
 
-@contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Methods compute without gradient, and in the precision they ask for."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
-
-
 def marked(context: TokenContext) -> Selection:
     """What was chosen before the decoder: the visual rows at layer 0 that are not NaN.
 
@@ -264,6 +265,12 @@ def _spread(rows: Tensor, selection: Selection) -> Tensor:
     slots = kept_slots(selection.kept, rows.shape[1])[..., None].expand(rows.shape)
     dropped = rows.new_full((*selection.kept.shape, rows.shape[2]), torch.nan)
     return dropped.scatter(1, slots, rows).masked_fill(~selection.kept[..., None], torch.nan)
+
+
+def _forget() -> None:
+    """Nothing of an earlier block may be taken for this one's, nor be kept alive by it."""
+    for noted in (_seen, _ids, _chosen):
+        noted.set(None)
 
 
 def _note_attention(attention: AttentionInputs) -> None:
@@ -309,6 +316,10 @@ def _check(parts: Parts, compressor: TowerCompressor) -> None:
     strategy = getattr(config, "vision_feature_select_strategy", "default")
     if strategy == "full" and parts.has_class_token:
         raise FovealError(_CLASS_TOKEN.format(name=name))
+    if 0 in _feature_layers(parts):
+        raise FovealError(
+            f"{name} chooses behind a layer of the tower: vision_feature_layer=0 is before the first"
+        )
     if compressor.merges_in_tower and len(_feature_layers(parts)) > 1:
         raise FovealError(
             f"{name} merges tokens from block to block: this model joins the features of several blocks "

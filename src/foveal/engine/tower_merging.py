@@ -76,6 +76,7 @@ class MergingBlocks:
         """Give the blocks a forward that merges; they are put back exactly on exit."""
         removals = self.merger.removals(self.tokens, len(self.blocks))
         with ExitStack() as undo:
+            undo.callback(self.start)
             for index, (block, removed) in enumerate(zip(self.blocks, removals, strict=True)):
                 if not removed and not any(removals[:index]):
                     continue  # as it was
