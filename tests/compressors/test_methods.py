@@ -156,6 +156,16 @@ def test_a_bad_option_is_named(name: str, options: dict[str, Any], message: str)
         foveal.get(name, **{"keep": 4, **options})
 
 
+def test_attention_of_large_keys_in_half_precision_is_that_of_the_backend() -> None:
+    draw = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, 2, 6, 64, generator=draw).half() * 200 for _ in range(2))
+    rows = foveal.AttentionInputs(query, key, None, 64**-0.5).row(torch.tensor([5]))
+    assert (query[:, :, 5:].float() @ key.float().mT).abs().max() > torch.finfo(torch.half).max
+    assert rows.isfinite().all()
+    wide = (query[:, :, 5:].double() @ key.double().mT * 64**-0.5).softmax(dim=-1)[:, :, 0]
+    torch.testing.assert_close(rows.double(), wide, atol=1e-3, rtol=1e-3)
+
+
 def test_numpy_counts_are_counts() -> None:
     assert foveal.DART(keep=np.int64(9)) == foveal.DART(keep=9)
 

@@ -41,8 +41,10 @@ def generator(seed: int) -> torch.Generator:
 )
 def test_top_per_row(seed: int, rows: int, columns: int, levels: int) -> None:
     scores = torch.randint(levels, (rows, columns), generator=generator(seed)).double()  # ties on purpose
+    broken = torch.rand(rows, columns, generator=generator(seed + 2)) < 0.2
+    given_scores, scores = scores.masked_fill(broken, math.nan), scores.masked_fill(broken, -math.inf)
     counts = torch.randint(columns + 1, (rows,), generator=generator(seed + 1))
-    chosen = top_per_row(scores, counts)
+    chosen = top_per_row(given_scores, counts)
     for row, count in enumerate(counts.tolist()):
         best = sorted(range(columns), key=lambda column: (-scores[row, column].item(), column))[:count]
         assert chosen[row].nonzero()[:, 0].tolist() == sorted(best)

@@ -82,7 +82,6 @@ def scene(samples: list[list[int]], seed: int = 0, answers: int = 0, first: int 
     text = real & (numbers < 0)
     prompt = real & (row < longest - answers)
     texts = int(text.sum(dim=1).max())
-    listed = [[-1] * (texts - len(own)) + own for own in (line.nonzero()[:, 0].tolist() for line in text)]
     return Scene(
         hidden=values(1, FEATURES),
         attention=AttentionInputs(
@@ -91,7 +90,7 @@ def scene(samples: list[list[int]], seed: int = 0, answers: int = 0, first: int 
             mask=mask[:, None],
             scaling=20,
         ),
-        rows=Rows(prompt=prompt, visual=numbers >= 0, text=torch.tensor(listed)),
+        rows=Rows(prompt=prompt, visual=numbers >= 0, words=text, most=texts),
         layout=VisualLayout.of(numbers, tuple(numbers[numbers >= 0].bincount().tolist())),
     )
 
@@ -363,7 +362,7 @@ def test_text_attention_weighs_rows_and_skips_filler() -> None:
     query, key = (torch.randn(1, 2, 6, 3, generator=draw, dtype=torch.float64) for _ in range(2))
     attention = AttentionInputs(query=query, key=key, mask=None, scaling=0.7, causal=False)
     visual = torch.tensor([[False, True, True, False, False, False]])
-    rows = Rows(prompt=torch.ones_like(visual), visual=visual, text=torch.tensor([[-1, -1, 0, 3, 4, 5]]))
+    rows = Rows(prompt=torch.ones_like(visual), visual=visual, words=~visual, most=6)
     weights = torch.tensor([[0.5, 9, 9, 0.2, 0, 0.3]])
     full = (query @ key.transpose(2, 3) * 0.7).softmax(dim=3).mean(dim=1)[0]
     total, last = text_attention(attention, rows, weights).unbind(dim=2)

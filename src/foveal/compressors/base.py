@@ -178,9 +178,13 @@ class Compressor:
     def select(self, context: TokenContext) -> Selection:
         """Choose the tokens to keep; by default those with the largest `score`."""
         scores = self.score(context).masked_fill(~context.layout.valid, float("-inf"))
-        counts = self.counts(context.layout.lengths)
+        counts = self.targets(context)
         kept = top_per_row(scores, torch.tensor(counts, device=scores.device))
         return Selection(kept=kept, counts=counts, scores=scores)
+
+    def targets(self, context: TokenContext) -> tuple[int, ...]:
+        """Tokens to keep of each image."""
+        return self.counts(context.layout.lengths)
 
     def counts(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
         """Tokens to keep of images with `lengths` tokens; a fraction is rounded, at least one token stays.

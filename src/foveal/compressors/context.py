@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import overload
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -132,12 +132,14 @@ class AttentionInputs:
         groups, keys = self.key.shape[1:3]
         some = query_index.shape[1]
         index = query_index[:, None, :, None].expand(-1, heads, -1, width)
-        query = self.query.gather(2, index).view(batch, groups, -1, width)
-        scores = torch.matmul(query, self.key.mT).view(batch, heads, some, keys).mul_(self.scaling)
+        # Scaled first and in full: products of large keys overflow in half precision.
+        dtype = torch.promote_types(self.key.dtype, torch.float32)
+        query = self.query.gather(2, index).to(dtype).mul(self.scaling).view(batch, groups, -1, width)
+        scores = torch.matmul(query, self.key.to(dtype).mT).view(batch, heads, some, keys)
         if self.softcap:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         scores = self._masked(scores, query_index, keys - queries)
-        return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        return scores.softmax(dim=-1)
 
     def _masked(self, scores: Tensor, query_index: Tensor, past: int) -> Tensor:
         """Close the keys that the queries may not see."""
@@ -163,29 +165,6 @@ class AttentionInputs:
         return scores.masked_fill(~rows, float("-inf")) if rows.dtype == torch.bool else scores + rows
 
 
-class _Later:
-    """A field of a dataclass given as a tensor, or as a function that makes it when it is first read."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> _Later: ...
-    @overload
-    def __get__(self, instance: object, owner: type) -> Tensor: ...
-    def __get__(self, instance: object | None, owner: type) -> _Later | Tensor:
-        if instance is None:
-            raise AttributeError(self._name)  # so the field has no default
-        fields = vars(instance)
-        if not isinstance(fields[self._name], Tensor):
-            fields[self._name] = fields[self._name]()
-        value: Tensor = fields[self._name]
-        return value
-
-    def __set__(self, instance: object, value: Tensor | Callable[[], Tensor]) -> None:
-        vars(instance)[self._name] = value
-
-
 @dataclass(frozen=True)
 class Rows:
     """The rows whose attention a method observes.
@@ -193,15 +172,22 @@ class Rows:
     Attributes:
         prompt: (batch, rows) bool, see `TokenContext.prompt`.
         visual: (batch, rows) bool: the rows that are visual tokens.
-        text: (batch, texts) the real rows that are no visual token, ascending, right-aligned; -1 is filler. May be
-            given as a function that lists them: few methods look.
+        words: (batch, rows) bool: the real rows that are no visual token.
+        most: the most words of any sample, on the host.
         read: what `Compressor.read` returned, (batch, rows), for methods that define it.
     """
 
     prompt: Tensor
     visual: Tensor
-    text: _Later = _Later()
+    words: Tensor
+    most: int
     read: Tensor | None = None
+
+    @cached_property
+    def text(self) -> Tensor:
+        """(batch, most) the rows that are words, ascending, right-aligned; -1 is filler."""
+        row = torch.arange(self.words.shape[1], device=self.words.device)
+        return torch.where(self.words, row, -1).sort(dim=1).values[:, self.words.shape[1] - self.most :]
 
     @property
     def last(self) -> Tensor:

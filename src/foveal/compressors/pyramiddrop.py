@@ -5,38 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from foveal.compressors.base import MethodCard
-from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext
-from foveal.compressors.selection import top_per_row
+from foveal.compressors.fastv import FastV
 from foveal.compressors.staging import FallingCompressor, Stage
 
 __all__ = ["PyramidDrop"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PyramidStage(Stage):
-    """Keep the tokens that the last prompt token attends to most in the layer that is about to run."""
+class _PyramidStage(Stage, FastV):
+    """Keep the tokens that the last prompt token attends to most, as FastV, in the layer that is about to run."""
 
     own_layer: ClassVar[bool] = True
-
-    def observe(self, attention: AttentionInputs, rows: Rows) -> Tensor:
-        """(batch, rows) mean attention of the last prompt token to this forward's rows."""
-        return attention.row(rows.last).mean(dim=1)[:, -rows.prompt.shape[1] :]
-
-    def score(self, context: TokenContext) -> Tensor:
-        """The attention each visual token receives."""
-        assert context.observed is not None
-        return context.layout.gather(context.observed)
-
-    def select(self, context: TokenContext) -> Selection:
-        """The largest scores, as many as the stage is to leave."""
-        scores = self.score(context).masked_fill(~context.layout.valid, float("-inf"))
-        counts = self.targets(context)
-        kept = top_per_row(scores, torch.tensor(counts, device=scores.device))
-        return Selection(kept=kept, counts=counts, scores=scores)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from torch.nn import functional
 __all__ = [
     "bipartite_match",
     "density_peaks",
+    "falling",
     "farthest_first",
     "first_per_row",
     "gram",
@@ -36,7 +37,14 @@ def top_per_row(scores: Tensor, counts: Tensor) -> Tensor:
     Returns:
         (rows, columns) bool.
     """
-    return first_per_row(scores.sort(dim=1, descending=True, stable=True).indices, counts)
+    return first_per_row(falling(scores), counts)
+
+
+def falling(scores: Tensor) -> Tensor:
+    """(rows, columns) int64: the columns of each row by falling score, ties by column; a NaN is the lowest score."""
+    if scores.is_floating_point():
+        scores = scores.masked_fill(scores.isnan(), float("-inf"))
+    return scores.sort(dim=1, descending=True, stable=True).indices
 
 
 def first_per_row(order: Tensor, counts: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveal.compressors.base import MethodCard
 from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext
-from foveal.compressors.selection import density_peaks, first_per_row
+from foveal.compressors.selection import density_peaks, falling, first_per_row
 from foveal.compressors.staging import (
     FallingCompressor,
     Stage,
@@ -46,7 +46,7 @@ class _SparseStage(Stage):
             self._split(length, target) for length, target in zip(lengths, self.targets(context), strict=True)
         ]
         counts = tuple(kept + clusters for kept, clusters in split)
-        order = scores.sort(dim=1, descending=True, stable=True).indices
+        order = falling(scores)
         kept = first_per_row(order, torch.tensor([kept for kept, _ in split], device=scores.device))
         if any(clusters for _, clusters in split):
             kept, mix = self._recycle(context, order, kept, split)

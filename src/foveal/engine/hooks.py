@@ -53,7 +53,7 @@ from foveal.engine.refusals import (
     refuse_window,
     refuse_wrong_counts,
 )
-from foveal.engine.rows import blend, compact, restore, take
+from foveal.engine.rows import blend, restore, take
 from foveal.engine.tower import TowerStage, marked
 from foveal.errors import FovealError
 
@@ -536,7 +536,8 @@ def _rows(frame: Frame, read: Tensor | None, device: torch.device) -> Rows:
     return Rows(
         prompt=stream.prompt.to(device),
         visual=(stream.numbers >= 0).to(device),
-        text=lambda: compact(stream.text, max(frame.text_counts)).to(device),
+        words=stream.text.to(device),
+        most=max(frame.text_counts),
         read=None if read is None else take(read, stream.rows, 1, 0).to(device),
     )
 
