@@ -94,6 +94,9 @@ class TowerStage:
         _forget()
         with ExitStack() as undo:
             undo.callback(_forget)
+            base: Any = parts.base
+            encoding = self._encoding(base.get_image_features)
+            undo.enter_context(replaced(base, "get_image_features", encoding))
             undo.enter_context(replaced(parts.projector, "forward", self._choosing(parts.projector.forward)))
             handles = [
                 parts.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True),
@@ -123,6 +126,20 @@ class TowerStage:
 
     # ------------------------------------------------------------------ around the tower
 
+    def _encoding(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        configured = getattr(self.parts.top.config, "vision_feature_layer", None)
+
+        @wraps(function)  # generate reads the signature
+        def encoding(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("vision_feature_layer", configured) not in (None, configured):
+                raise FovealError(
+                    f"{type(self.compressor).__name__} looks at the tower around config.vision_feature_layer: set it "
+                    "there, not in the call"
+                )
+            return function(*args, **kwargs)
+
+        return encoding
+
     def _before_tower(self, _tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         _seen.set(_Seen())
         if self._merging is not None:
@@ -145,10 +162,6 @@ class TowerStage:
         if states is None and not self.parts.has_class_token:
             return  # the features are the tower's last
         hidden = [states[layer] for layer in _feature_layers(self.parts)]
-        if any(layer is None for layer in hidden):
-            raise FovealError(
-                "the features of this call come from another layer than config.vision_feature_layer: set it there"
-            )
         if self.parts.has_class_token:
             seen.class_token = torch.cat([layer[:, 0] for layer in hidden], dim=-1)
 
