@@ -31,6 +31,7 @@ class CDPruner(TowerCompressor):
             relevant; its authors say they saw this in CLIP only (Theia-4869/CDPruner#14). "paper": as the formula has
             it, patches like the question.
         parity: stretch relevance over the whole batch, as the released code does; an image then depends on the others.
+            Questions longer than CLIP's limit are cut in either case, where newer released code averages over pieces.
     """
 
     positions: Positions = "packed"

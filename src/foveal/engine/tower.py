@@ -32,11 +32,11 @@ from foveal.errors import FovealError
 if TYPE_CHECKING:
     from foveal.text_tower import TextTower
 
+__all__ = ["TowerStage", "marked"]
+
 _CLASS_TOKEN = (
     "{name} needs patches only: the class token is passed on, too (vision_feature_select_strategy='full')"
 )
-
-__all__ = ["TowerStage", "marked"]
 
 
 @dataclass
@@ -69,7 +69,7 @@ class TowerStage:
         self.parts = parts
         self.compressor = compressor
         self.questions: list[str] | None = None
-        self.text_tower = text_tower
+        self.text_tower = text_tower if compressor.needs_text else None
         if compressor.needs_text and text_tower is None:
             from foveal.text_tower import TextTower
 
@@ -156,14 +156,9 @@ class TowerStage:
 
     def _after_tower(self, _tower: nn.Module, _args: Any, output: Any) -> None:
         seen = _seen.get()
-        if seen is None or not (self.compressor.wants_class_token() or self._merging is not None):
-            return
-        states = output.hidden_states
-        if states is None and not self.parts.has_class_token:
-            return  # the features are the tower's last
-        hidden = [states[layer] for layer in _feature_layers(self.parts)]
-        if self.parts.has_class_token:
-            seen.class_token = torch.cat([layer[:, 0] for layer in hidden], dim=-1)
+        if seen is not None and self.compressor.wants_class_token():
+            tokens = [output.hidden_states[layer][:, 0] for layer in _feature_layers(self.parts)]
+            seen.class_token = torch.cat(tokens, dim=-1)
 
     # ------------------------------------------------------------------ around the projector
 
@@ -318,8 +313,8 @@ def _check(parts: Parts, compressor: TowerCompressor) -> None:
         raise FovealError(f"{name} chooses behind a vision tower, which {type(parts.top).__name__} has not")
     if not parts.family.patchwise:
         raise FovealError(
-            f"{name} needs a visual token for every patch of the tower: in {config.model_type} models the projector "
-            "merges or rearranges patches; use DivPrune, or a method inside the decoder"
+            f"{name} needs a visual token for every patch of the tower: in {config.model_type} models patches "
+            "are merged, or images split into tiles; use DivPrune, or a method inside the decoder"
         )
     if compressor.wants_class_token() and not parts.has_class_token:
         raise FovealError(
