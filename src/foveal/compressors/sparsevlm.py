@@ -142,8 +142,8 @@ class SparseVLM(FallingCompressor):
     of the budget, and may be dropped or merged again by the next stage. A budget too small for them has fewer, so that
     at least one token is kept.
 
-    `layers` are those behind the paper's, which drop tokens after layers 2, 6 and 15 of 32, scaled to the depth. Budgets
-    fall geometrically by default, which the paper's tables do not.
+    `layers` are those behind the paper's, which drop tokens after layers 2, 6 and 15 of 32, scaled to the depth.
+    Budgets fall geometrically by default, which the paper's tables do not.
 
     Args:
         recycle: merge; False keeps the best only.
