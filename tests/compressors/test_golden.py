@@ -2,59 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import foveal
-from support.tiny import ExactRotary, exact_norms
+from support import golden
+from support.golden import IMAGE
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 RATIOS = {"r889": 0.889, "r778": 0.778, "r667": 0.667, "r500": 0.5}
-IMAGE = slice(35, 611)
 
 
 @pytest.fixture(scope="module")
 def data() -> dict[str, Any]:
-    return {
-        name: np.load(GOLDEN / f"{name}.npz") for name in ("dart", "fastv_orig", "inputs", "weights_tiny")
-    }
+    return golden.load("dart", "fastv_orig", "inputs")
 
 
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])
-def model(request: pytest.FixtureRequest, data: dict[str, Any]) -> Any:
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=172,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        vocab_size=256,
-        rms_norm_eps=1e-5,
-        max_position_embeddings=2048,
-    )
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(
-        {name: torch.tensor(data["weights_tiny"][name]) for name in data["weights_tiny"].files}
-    )
-    model = model.to(request.param).eval()
-    exact_norms(model)
-    model.model.rotary_emb = ExactRotary(width=16, theta=1e4)
-    return model
+def model(request: pytest.FixtureRequest) -> Any:
+    return golden.llama(request.param)
 
 
 def run(model: Any, embeds: np.ndarray, method: foveal.Compressor) -> tuple[np.ndarray, torch.Tensor, Any]:
     """Kept positions of sample 0 (text and image), logits, and the run."""
-    inputs = torch.tensor(embeds).to(model.dtype)
-    visual = torch.zeros(inputs.shape[:2], dtype=torch.bool)
-    visual[:, IMAGE] = True
-    with torch.no_grad(), foveal.compress(model, method, visual_mask=visual) as record:
-        logits = model(inputs_embeds=inputs, use_cache=False).logits
-    kept = torch.cat([(~visual[0]).nonzero()[:, 0], record.kept[0]]).sort().values
-    return kept.numpy(), logits[0], record
+    logits, record = golden.compressed(model, embeds, method)
+    text = [*range(IMAGE.start), *range(IMAGE.stop, embeds.shape[1])]
+    kept = torch.cat([torch.tensor(text), record.kept[0]]).sort().values
+    return kept.numpy(), logits, record
 
 
 def assert_logits(logits: torch.Tensor, kept: np.ndarray, rows: np.ndarray, expected: np.ndarray) -> None:

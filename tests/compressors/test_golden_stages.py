@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import foveal
 from foveal.compressors.context import TokenContext, VisualLayout
 from foveal.compressors.pyramiddrop import PyramidDrop
 from foveal.compressors.sparsevlm import SparseVLM, rater_affinity
-from support.tiny import ExactRotary, exact_norms
+from support import golden
+from support.golden import IMAGE
 
-GOLDEN = Path(__file__).parent.parent / "golden"
-IMAGE = slice(35, 611)
 PYRAMIDS = {
     "A": PyramidDrop(keep=72, layers=[2, 4, 5]),
     "A by fractions": PyramidDrop(keep=0.125, layers=[2, 4, 5], budgets=[0.5, 0.25]),
@@ -29,41 +26,18 @@ SPARSE = {"b192": (300, 200, 110), "b128": (303, 110, 36), "b64": (66, 30, 17)}
 
 @pytest.fixture(scope="module")
 def data() -> dict[str, Any]:
-    return {
-        name: np.load(GOLDEN / f"{name}.npz")
-        for name in ("pyramiddrop", "sparsevlm", "inputs", "weights_tiny")
-    }
+    return golden.load("pyramiddrop", "sparsevlm", "inputs")
 
 
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])
-def model(request: pytest.FixtureRequest, data: dict[str, Any]) -> Any:
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=172,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        vocab_size=256,
-        rms_norm_eps=1e-5,
-        max_position_embeddings=2048,
-    )
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(
-        {name: torch.tensor(data["weights_tiny"][name]) for name in data["weights_tiny"].files}
-    )
-    model = model.to(request.param).eval()
-    exact_norms(model)
-    model.model.rotary_emb = ExactRotary(width=16, theta=1e4)
-    return model
+def model(request: pytest.FixtureRequest) -> Any:
+    return golden.llama(request.param)
 
 
 def run(model: Any, embeds: np.ndarray, method: foveal.Compressor) -> tuple[Tensor, Any]:
     """The logits of sample 0 and the stages."""
-    inputs = torch.tensor(embeds).to(model.dtype)
-    visual = torch.zeros(inputs.shape[:2], dtype=torch.bool)
-    visual[:, IMAGE] = True
-    with torch.no_grad(), foveal.compress(model, method, visual_mask=visual) as record:
-        logits = model(inputs_embeds=inputs, use_cache=False).logits
-    return logits[0], record._hooks.last_frame.stages  # what was merged is not public
+    logits, record = golden.compressed(model, embeds, method)
+    return logits, record._hooks.last_frame.stages  # what was merged is not public
 
 
 def assert_close(found: Tensor, expected: np.ndarray, double: float, single: float) -> None:
