@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from foveal.compressors.base import MethodCard, Positions, TowerCompressor, check_choice
 from foveal.compressors.context import Selection, TowerContext
-from foveal.compressors.selection import gram, greedy_dpp
+from foveal.compressors.selection import countdown, gram, greedy_dpp
 from foveal.compressors.towers import Ranking
 
 __all__ = ["CDPruner"]
@@ -88,8 +88,7 @@ class CDPruner(TowerCompressor):
         everything = torch.ones_like(relevance, dtype=torch.bool)
         wanted = torch.tensor(counts, device=features.device)
         order = greedy_dpp(kernel, everything, wanted, counts[0])
-        countdown = torch.arange(counts[0], 0, -1, device=features.device, dtype=relevance.dtype)
-        scores = torch.zeros_like(relevance).scatter(1, order, countdown.expand(images, -1))
+        scores = countdown(order, wanted, tokens).to(relevance.dtype)
         return Selection(kept=scores > 0, counts=counts, scores=scores)
 
 

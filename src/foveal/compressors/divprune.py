@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from foveal.compressors.base import Compressor, MethodCard, Positions
 from foveal.compressors.context import Selection, TokenContext
-from foveal.compressors.selection import farthest_first, gram
+from foveal.compressors.selection import countdown, farthest_first, gram
 
 __all__ = ["DivPrune"]
 
@@ -58,20 +57,10 @@ class DivPrune(Compressor):
         counts = self._kept_counts(layout.lengths)
         wanted = torch.tensor(counts, device=tokens.device)
         order = farthest_first(gram(tokens), layout.valid, wanted, max(counts))
-        scores = _countdown(order, wanted, tokens.shape[1])
+        scores = countdown(order, wanted, tokens.shape[1])
         return Selection(kept=scores > 0, counts=counts, scores=scores)
 
     def _kept_counts(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
         if self.parity and isinstance(self.keep, float):
             return tuple(max(1, round(self.keep * length)) for length in lengths)
         return self.counts(lengths)
-
-
-def _countdown(order: Tensor, counts: Tensor, columns: int) -> Tensor:
-    """(rows, columns): a row's count at its first pick, one less at each next one, 0 where nothing was picked."""
-    left = counts[:, None] - torch.arange(order.shape[1], device=order.device)
-    scores = torch.zeros(
-        len(order), columns + 1, device=order.device
-    )  # a column more, for slots without a pick
-    slot = torch.where(order < 0, columns, order)
-    return scores.scatter_(1, slot, left.to(scores.dtype))[:, :columns]

@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from foveal.compressors.base import MethodCard, Positions
 from foveal.compressors.context import AttentionInputs, Selection, TowerContext
-from foveal.compressors.selection import top_per_row, upper_outliers
+from foveal.compressors.selection import kept_slots, top_per_row
 from foveal.compressors.towers import (
     ByClassAttention,
     everything,
+    outlier_counts,
     patch_attention,
     released_budget,
     take_slots,
@@ -55,6 +56,7 @@ class PruMerge(ByClassAttention):
 
     observed_layer: ClassVar[int | None] = 1
     finds_budget: ClassVar[bool] = True
+    per_outlier: ClassVar[int] = 1  # patches kept for each that stands out, with keep="auto"
     card: ClassVar[MethodCard] = MethodCard(
         name="prumerge",
         title="PruMerge",
@@ -73,7 +75,7 @@ class PruMerge(ByClassAttention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int) or self.neighbours < 0:
+        if self.neighbours < 0:
             raise FovealError(f"neighbours={self.neighbours!r} must be a count of patches, 0 or more")
 
     def choose(self, context: TowerContext) -> Selection:
@@ -85,22 +87,16 @@ class PruMerge(ByClassAttention):
         keys = attention.key[:, 0, -tokens:]
         if self.parity:
             return self._released(received, keys)
-        counts = self._auto_counts(received) if self.keep == "auto" else self.counts((tokens,) * images)
+        counts = (
+            outlier_counts(received, self.per_outlier)
+            if self.keep == "auto"
+            else self.counts((tokens,) * images)
+        )
         if min(counts) == tokens:
             return everything(received)
         chosen = self._chosen(received, torch.tensor(counts, device=received.device) - 1, context.grid)
-        rows = self._merged(_raster_order(chosen, max(counts)), received, keys)
+        rows = self._merged(kept_slots(chosen, max(counts)), received, keys)
         return with_extra_token(chosen, rows, received * ~chosen, counts, received)
-
-    def _auto_counts(self, received: Tensor) -> tuple[int, ...]:
-        """Tokens of each image, the extra one included, on the host."""
-        outliers = upper_outliers(received, torch.ones_like(received, dtype=torch.bool)).sum(dim=1)
-        selected = self._with_samples(outliers.clamp(min=1))
-        return tuple((selected + 1).clamp(max=received.shape[1]).tolist())
-
-    def _with_samples(self, outliers: Tensor) -> Tensor:
-        """(images,) patches to keep where so many are outliers."""
-        return outliers
 
     def _chosen(self, received: Tensor, selected: Tensor, grid: tuple[int, int]) -> Tensor:
         """(images, tokens) bool, `selected[i]` patches of image i."""
@@ -172,6 +168,7 @@ class PruMergePlus(PruMerge):
             chose by attention.
     """
 
+    per_outlier: ClassVar[int] = 4
     card: ClassVar[MethodCard] = MethodCard(
         name="prumerge+",
         title="PruMerge+",
@@ -187,9 +184,6 @@ class PruMergePlus(PruMerge):
         "each",
         servable='a count or a fraction: yes, exactly keep tokens; "auto": no, the image decides',
     )
-
-    def _with_samples(self, outliers: Tensor) -> Tensor:
-        return 4 * outliers
 
     def _chosen(self, received: Tensor, selected: Tensor, grid: tuple[int, int]) -> Tensor:
         salient = top_per_row(received, (selected + 3) // 4)
@@ -220,11 +214,6 @@ class PruMergePlus(PruMerge):
                     f"{len(samples)} and {selected}: {remedy}"
                 )
         return torch.tensor(samples, dtype=torch.int64, device=order.device).expand(images, -1)
-
-
-def _raster_order(chosen: Tensor, most: int) -> Tensor:
-    """(images, most) int64: the chosen tokens in raster order; other tokens beyond them."""
-    return chosen.sort(dim=1, descending=True, stable=True).indices[:, :most]
 
 
 def _full_width(attention: AttentionInputs) -> AttentionInputs:

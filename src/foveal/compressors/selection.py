@@ -12,12 +12,14 @@ from torch.nn import functional
 
 __all__ = [
     "bipartite_match",
+    "countdown",
     "density_peaks",
     "falling",
     "farthest_first",
     "first_per_row",
     "gram",
     "greedy_dpp",
+    "kept_slots",
     "least_similar_to_pivots",
     "split_evenly",
     "top_per_row",
@@ -45,6 +47,11 @@ def falling(scores: Tensor) -> Tensor:
     if scores.is_floating_point():
         scores = scores.masked_fill(scores.isnan(), float("-inf"))
     return scores.sort(dim=1, descending=True, stable=True).indices
+
+
+def kept_slots(kept: Tensor, most: int) -> Tensor:
+    """(rows, columns) bool -> (rows, most) int64: the columns of the marked ones, ascending, then of some others."""
+    return kept.sort(dim=1, descending=True, stable=True).indices[:, :most]
 
 
 def first_per_row(order: Tensor, counts: Tensor) -> Tensor:
@@ -153,6 +160,23 @@ def farthest_first(similarity: Tensor, valid: Tensor, counts: Tensor, steps: int
         torch.argmax(score, dim=1, out=pick)
         score = torch.minimum(nearest, distances.index_select(0, offset + pick), out=nearest)
     return _cut(order.T, counts, valid)
+
+
+def countdown(order: Tensor, counts: Tensor, columns: int) -> Tensor:
+    """Picking order as scores: a row's count at its first pick, one less at each next one, 0 where nothing was picked.
+
+    Args:
+        order: (rows, steps) int64, columns in picking order, -1 beyond a row's count.
+        counts: (rows,) int64.
+        columns: of the result.
+
+    Returns:
+        (rows, columns) float32.
+    """
+    left = counts[:, None] - torch.arange(order.shape[1], device=order.device)
+    scores = torch.zeros(len(order), columns + 1, device=order.device)  # one more, for slots without a pick
+    slot = torch.where(order < 0, columns, order)
+    return scores.scatter_(1, slot, left.to(scores.dtype))[:, :columns]
 
 
 def gram(vectors: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ __all__ = [
     "Query",
     "Ranking",
     "everything",
+    "outlier_counts",
     "patch_attention",
     "released_budget",
     "take_slots",
@@ -88,6 +89,12 @@ def released_budget(keep: float | str, scores: Tensor) -> tuple[int, float]:
     flat = scores.to(torch.float32).flatten()[None]
     ratio = upper_outliers(flat, torch.ones_like(flat, dtype=torch.bool)).sum().item() / flat.shape[1]
     return int(tokens * ratio), ratio
+
+
+def outlier_counts(scores: Tensor, each: int = 1) -> tuple[int, ...]:
+    """Tokens of each image, on the host: `each` patches for an outlier, one outlier at least, and an extra token."""
+    outliers = upper_outliers(scores, torch.ones_like(scores, dtype=torch.bool)).sum(dim=1)
+    return tuple((each * outliers.clamp(min=1) + 1).clamp(max=scores.shape[1]).tolist())
 
 
 def everything(scores: Tensor) -> Selection:

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from foveal.compressors.base import MethodCard, Positions, TowerCompressor, check_choice
 from foveal.compressors.context import Selection, TowerContext
-from foveal.compressors.selection import top_per_row, upper_outliers
-from foveal.compressors.towers import Ranking, everything, released_budget, with_extra_token
+from foveal.compressors.selection import kept_slots, top_per_row
+from foveal.compressors.towers import Ranking, everything, outlier_counts, released_budget, with_extra_token
 from foveal.errors import FovealError
 
 __all__ = ["TRIM"]
@@ -77,7 +77,7 @@ class TRIM(TowerCompressor):
             return everything(scores)
         selected = torch.tensor(counts, device=scores.device) - 1
         chosen = top_per_row(relevance, selected)  # as by score, where that does not underflow
-        order = chosen.sort(dim=1, descending=True, stable=True).indices[:, : max(counts)]
+        order = kept_slots(chosen, max(counts))
         rows = (order[:, :, None] == torch.arange(tokens, device=order.device)).to(scores.dtype)
         mean = ~chosen / (tokens - selected)[:, None].to(scores.dtype)
         return with_extra_token(chosen, rows, mean, counts, scores)
@@ -98,8 +98,7 @@ class TRIM(TowerCompressor):
         images, tokens = scores.shape
         if self.keep != "auto":
             return self.counts((tokens,) * images)
-        outliers = upper_outliers(scores, torch.ones_like(scores, dtype=torch.bool)).sum(dim=1)
-        return tuple((outliers.clamp(min=1) + 1).clamp(max=tokens).tolist())
+        return outlier_counts(scores)
 
     def _released_counts(self, scores: Tensor) -> tuple[int, ...]:
         images, tokens = scores.shape

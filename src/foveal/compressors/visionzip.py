@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from foveal.compressors.base import MethodCard, Positions
 from foveal.compressors.context import Selection, TowerContext
-from foveal.compressors.selection import top_per_row
+from foveal.compressors.selection import kept_slots, top_per_row
 from foveal.compressors.towers import ByClassAttention, everything, patch_attention, take_slots
 from foveal.errors import FovealError
 
@@ -108,7 +108,7 @@ def zip_tokens(
     images, tokens = scores.shape
     patches = dominant - class_token
     is_dominant = top_per_row(scores, torch.full((images,), patches, device=scores.device))
-    order = is_dominant.sort(dim=1, descending=True, stable=True).indices
+    order = kept_slots(is_dominant, tokens)
     best, rest = order[:, :patches], order[:, patches:]
     step = max(1, rest.shape[1] // max(1, contextual))
     targets = rest[:, ::step][:, :contextual]

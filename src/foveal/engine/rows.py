@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from foveal.compressors.context import Selection, VisualLayout
+from foveal.compressors.selection import kept_slots
 
-__all__ = ["blend", "compact", "kept_slots", "map_tensors", "mixed", "restore", "take"]
+__all__ = ["blend", "compact", "map_tensors", "mixed", "restore", "take"]
 
 
 def compact(keep: Tensor, length: int) -> Tensor:
@@ -69,11 +70,6 @@ def mixed(mix: Tensor, tokens: Tensor) -> Tensor:
     """(images, kept, tokens) @ (images, tokens, width), computed in the wider type and given in that of `tokens`."""
     dtype = torch.promote_types(mix.dtype, tokens.dtype)
     return (mix.to(dtype) @ tokens.to(dtype)).to(tokens.dtype)
-
-
-def kept_slots(kept: Tensor, most: int) -> Tensor:
-    """(images, tokens) bool -> (images, most) the columns of the kept ones, ascending, then of some others."""
-    return kept.sort(dim=1, descending=True, stable=True).indices[:, :most]
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:

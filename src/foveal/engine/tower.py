@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from foveal.compressors.base import TowerCompressor
 from foveal.compressors.context import AttentionInputs, Selection, TokenContext, TowerContext
+from foveal.compressors.selection import kept_slots
 from foveal.engine.attributes import replaced
 from foveal.engine.families import Parts
 from foveal.engine.precision import undisturbed
 from foveal.engine.probe import observe_attention
-from foveal.engine.rows import kept_slots, mixed
+from foveal.engine.rows import mixed
 from foveal.engine.tower_merging import Merger, MergingBlocks
 from foveal.errors import FovealError
 
@@ -241,17 +242,16 @@ def marked(context: TokenContext) -> Selection:
     chosen = _chosen.get()
     kept = ~context.layout.gather(context.hidden[..., :1])[..., 0].isnan() & context.layout.valid
     # The second wait for the device of an image prefill: the features may be those of another call.
-    dropped = bool((kept != context.layout.valid).any())
-    if chosen is None or (not dropped and not bool(chosen.kept.all())):
+    if chosen is not None and torch.equal(kept, chosen.kept.to(kept.device)):
+        sources = chosen.mix if chosen.sources is None else chosen.sources
+        return replace(chosen, kept=kept, mix=None, sources=sources)
+    if chosen is None or (torch.equal(kept, context.layout.valid) and not bool(chosen.kept.all())):
         raise FovealError(
             "a pre-LM method chooses while the model encodes images, but this forward was given embeddings: pass "
             "pixel_values inside the block"
         )
-    if not torch.equal(kept, chosen.kept.to(kept.device)):
-        # Beams or chunks: which image is which is not known here.
-        return Selection(kept=kept, traced=chosen.mix is None and chosen.sources is None)
-    sources = chosen.mix if chosen.sources is None else chosen.sources
-    return replace(chosen, kept=kept, mix=None, sources=sources)
+    # Beams or chunks: which image is which is not known here.
+    return Selection(kept=kept, traced=chosen.mix is None and chosen.sources is None)
 
 
 def _kept_rows(features: Tensor, class_token: Tensor | None, selection: Selection) -> Tensor:

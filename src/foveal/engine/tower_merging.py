@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from foveal.compressors.context import AttentionInputs
+from foveal.compressors.selection import kept_slots
 from foveal.engine.attributes import replaced
 from foveal.engine.probe import observe_attention
-from foveal.engine.rows import kept_slots
 
 __all__ = ["Members", "Merger", "MergingBlocks"]
 
