@@ -94,7 +94,7 @@ def test_a_file_of_conversations(run: Any, checkpoint: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--schedule", "lcd"], "unknown schedule 'lcd'"),
+        (["--schedule", "lcdd"], "unknown schedule 'lcdd'"),
         (["--method", "dort"], "unknown method 'dort'"),
         (["--keep", "0/3"], "keep=0"),
         (["--data", "gone.json"], "no such file: gone.json"),

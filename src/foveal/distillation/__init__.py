@@ -3,24 +3,48 @@
 from foveal.distillation.config import SCHEDULES, EpicConfig
 from foveal.distillation.conversations import load_conversations
 from foveal.distillation.data import VisionCollator
-from foveal.distillation.lockstep import lockstep
-from foveal.distillation.losses import cross_entropy, forward_kl
-from foveal.distillation.schedules import FixedSchedule, Plan, ProgressiveSchedule, Schedule, progress
+from foveal.distillation.distil import distil
+from foveal.distillation.lockstep import can_share, lockstep, tell
+from foveal.distillation.losses import DIVERGENCES, cross_entropy, forward_kl, jensen_shannon, reverse_kl
+from foveal.distillation.objective import Objective, Told
+from foveal.distillation.schedules import (
+    FixedSchedule,
+    IntegratedSchedule,
+    LayerSchedule,
+    Plan,
+    Schedule,
+    TokenSchedule,
+    WithoutTeacher,
+    even_layers,
+    progress,
+)
 from foveal.distillation.trainer import EpicTrainer, last_checkpoint
 
 __all__ = [
+    "DIVERGENCES",
     "SCHEDULES",
     "EpicConfig",
     "EpicTrainer",
     "FixedSchedule",
+    "IntegratedSchedule",
+    "LayerSchedule",
+    "Objective",
     "Plan",
-    "ProgressiveSchedule",
     "Schedule",
+    "TokenSchedule",
+    "Told",
     "VisionCollator",
+    "WithoutTeacher",
+    "can_share",
     "cross_entropy",
+    "distil",
+    "even_layers",
     "forward_kl",
+    "jensen_shannon",
     "last_checkpoint",
     "load_conversations",
     "lockstep",
     "progress",
+    "reverse_kl",
+    "tell",
 ]

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import random
+from dataclasses import dataclass, field, fields
 
 from transformers import TrainingArguments
 
-from foveal.compressors import Compressor, get
-from foveal.distillation.schedules import FixedSchedule, ProgressiveSchedule, Schedule
+from foveal.compressors import Compressor, get, method_class
+from foveal.distillation.losses import DIVERGENCES
+from foveal.distillation.objective import Objective
+from foveal.distillation.schedules import (
+    FixedSchedule,
+    IntegratedSchedule,
+    LayerSchedule,
+    Plan,
+    Schedule,
+    TokenSchedule,
+    WithoutTeacher,
+    even_layers,
+)
 from foveal.errors import FovealError
 
 __all__ = ["SCHEDULES", "EpicConfig"]
 
-SCHEDULES = ("tcd", "direct", "none")
+_PROGRESSIVE = ("tcd", "tcd-released", "lcd", "icd")
+_ABLATIONS = ("no-distill", "no-progress")
+SCHEDULES = (
+    *_PROGRESSIVE,
+    "direct",
+    "none",
+    *(f"{schedule}-{ablation}" for schedule in _PROGRESSIVE for ablation in _ABLATIONS),
+)
+_TEACHERS = ("less", "all")
 
 
 @dataclass
@@ -26,15 +46,23 @@ class EpicConfig(TrainingArguments):
     """
 
     method: str = field(
-        default="dart", metadata={"help": "compression method to train with (see `foveal list`)"}
+        default="dart",
+        metadata={
+            "help": "compression method to train with (see `foveal list`); several, such as dart,random, take turns at "
+            "random, one a step"
+        },
     )
     layer: int = field(
-        default=2, metadata={"help": "0-based decoder layer at whose entry tokens are dropped"}
+        default=2,
+        metadata={
+            "help": "0-based decoder layer at whose entry tokens are dropped; where lcd and icd end up"
+        },
     )
     schedule: str = field(
         default="tcd",
         metadata={
-            "help": "tcd: EPIC, easy to hard with a teacher; direct: fixed compression; none: plain fine-tuning"
+            "help": "tcd, lcd, icd: EPIC, easy to hard with a teacher; tcd-released: as the authors' code does; "
+            "direct: fixed compression; none: plain fine-tuning; ablations: tcd-no-distill, lcd-no-progress, ..."
         },
     )
     keep: float = field(
@@ -43,24 +71,72 @@ class EpicConfig(TrainingArguments):
             "help": "fraction of visual tokens the model is meant for: of `direct`, and what a checkpoint records"
         },
     )
-    distill_weight: float = field(
-        default=0.7,
-        metadata={"help": "the paper's lambda: loss = (1 - lambda) * SFT + lambda * KL(teacher || student)"},
+    teacher: str = field(
+        default="less",
+        metadata={
+            "help": "less: the teacher is compressed a little less than the student; all: it sees all tokens"
+        },
+    )
+    teacher_method: str | None = field(
+        default=None, metadata={"help": "the teacher's compression method; the student's if left out"}
+    )
+    teacher_model: str | None = field(
+        default=None,
+        metadata={"help": "a frozen model to learn from, folder or hub name; the student itself if left out"},
+    )
+    divergence: str = field(
+        default="forward-kl",
+        metadata={"help": "of the student from the teacher: forward-kl (the paper's), reverse-kl or jsd"},
+    )
+    distill_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "the paper's lambda: loss = (1 - lambda) * SFT + lambda * KL(teacher || student); 0.7 if left out, "
+            "0.5 in tcd-released"
+        },
+    )
+    distill_weight_end: float | None = field(
+        default=None,
+        metadata={"help": "lambda at the end, where it goes in a straight line; constant if left out"},
     )
     temperature: float = field(default=1.0, metadata={"help": "of both logits in the KL term"})
+    logit_rows: int = field(
+        default=1024, metadata={"help": "answer tokens whose logits are in memory at once"}
+    )
     least_removed_end: float = field(
-        default=0.5, metadata={"help": "tcd: lower bound of the fraction removed at the end (0 at the start)"}
+        default=0.5,
+        metadata={"help": "tcd, icd: lower bound of the fraction removed at the end (0 at first)"},
     )
     most_removed_start: float = field(
-        default=0.05, metadata={"help": "tcd: upper bound of the fraction removed at the start"}
+        default=0.05, metadata={"help": "tcd, icd: upper bound of the fraction removed at first"}
     )
-    most_removed_end: float = field(default=0.9, metadata={"help": "tcd: the same at the end"})
-    gap_start: float = field(
-        default=0.05, metadata={"help": "tcd: how much less the teacher removes at the start"}
+    most_removed_end: float = field(default=0.9, metadata={"help": "tcd, icd: the same at the end"})
+    gap_start: float = field(default=0.05, metadata={"help": "how much less the teacher removes at first"})
+    gap_end: float = field(default=0.3, metadata={"help": "the same at the end"})
+    lcd_least_removed: float = field(
+        default=0.2, metadata={"help": "lcd: lower bound of the fraction removed"}
     )
-    gap_end: float = field(default=0.3, metadata={"help": "tcd: the same at the end"})
+    lcd_most_removed: float = field(
+        default=0.9, metadata={"help": "lcd: upper bound of the fraction removed"}
+    )
+    icd_layers: int = field(
+        default=4,
+        metadata={"help": "icd: layers visited, evenly spaced from the model's depth down to `layer`"},
+    )
+    icd_gap_resets: bool = field(
+        default=True, metadata={"help": "icd: whether the teacher's gap begins anew at every layer"}
+    )
 
     learning_rate: float = field(default=2e-5, metadata={"help": "peak learning rate"})
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "of the projector; learning_rate if left out, 0 freezes it"}
+    )
+    tower_learning_rate: float = field(
+        default=0.0, metadata={"help": "of the vision tower; 0 (the paper's) freezes it"}
+    )
+    train_language_model: bool = field(
+        default=True, metadata={"help": "whether the language model learns (with LoRA: its adapters)"}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "shape of the learning rate"})
     warmup_steps: float = field(
         default=0.03, metadata={"help": "warm-up: steps, or a fraction of them below 1"}
@@ -74,26 +150,123 @@ class EpicConfig(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.schedule not in SCHEDULES:
             raise FovealError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
-        if not 0 <= self.distill_weight <= 1:
-            raise FovealError(f"distill_weight={self.distill_weight} must be in [0, 1]")
+        if self.teacher not in _TEACHERS:
+            raise FovealError(f"unknown teacher {self.teacher!r}: choose one of {', '.join(_TEACHERS)}")
+        if self.divergence not in DIVERGENCES:
+            raise FovealError(
+                f"unknown divergence {self.divergence!r}: choose one of {', '.join(DIVERGENCES)}"
+            )
+        for name in ("distill_weight", "distill_weight_end"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise FovealError(f"{name}={value} must be in [0, 1]")
         if self.temperature <= 0:
             raise FovealError(f"temperature={self.temperature} must be above 0")
-        self.make_schedule()
-        self.make_compressor(self.keep)
+        if self.logit_rows < 1:
+            raise FovealError(f"logit_rows={self.logit_rows} must be at least 1")
+        self.make_schedule(
+            depth=self.layer + self.icd_layers
+        )  # refuses bad numbers, whatever the model's depth
+        self._check_methods()
 
-    def make_schedule(self) -> Schedule:
-        """The schedule these options describe."""
-        if self.schedule == "none":
-            return FixedSchedule(1.0)
-        if self.schedule == "direct":
-            return FixedSchedule(self.keep)
-        return ProgressiveSchedule(
-            least_removed=(0.0, self.least_removed_end),
-            most_removed=(self.most_removed_start, self.most_removed_end),
-            gap=(self.gap_start, self.gap_end),
-        )
+    def _check_methods(self) -> None:
+        for name in (*self.methods, *((self.teacher_method,) if self.teacher_method else ())):
+            self._method(name, self.keep)
+            if self.schedule.startswith(("lcd", "icd")) and not _takes(name, "layer"):
+                raise FovealError(
+                    f"schedule {self.schedule} moves the compression through the layers, but {name} has no layer to "
+                    "choose: train with a method such as dart, or with tcd"
+                )
 
-    def make_compressor(self, keep: float, seed: int = 0) -> Compressor:
-        """The training method at a fraction kept; `seed` matters to methods that draw."""
-        options = {"seed": seed} if self.method == "random" else {}
-        return get(self.method, keep=float(keep), layer=self.layer, **options)
+    @property
+    def methods(self) -> list[str]:
+        """The names of the methods that take turns."""
+        return [name.strip() for name in self.method.split(",")]
+
+    def make_schedule(self, depth: int) -> Schedule:
+        """The schedule these options describe.
+
+        Args:
+            depth: number of decoder layers.
+
+        Raises:
+            FovealError: fractions or layers that make no schedule.
+        """
+        name, _, ablation = self.schedule.partition("-no-")
+        gap = (self.gap_start, self.gap_end)
+        if ablation == "progress":
+            return self._without_progress(name, depth)
+        if name == "none":
+            schedule: Schedule = FixedSchedule(1.0)
+        elif name == "direct":
+            schedule = FixedSchedule(self.keep)
+        elif name == "tcd-released":
+            schedule = TokenSchedule.released()
+        elif name == "lcd":
+            schedule = LayerSchedule(depth, last_layer=self.layer, removed=self._lcd_removed, gap=gap)
+        else:
+            most_removed = (self.most_removed_start, self.most_removed_end)
+            schedule = TokenSchedule((0.0, self.least_removed_end), most_removed, gap)
+            if name == "icd":
+                layers = even_layers(depth, self.layer, self.icd_layers)
+                schedule = IntegratedSchedule(depth, layers, schedule, self.icd_gap_resets)
+        return WithoutTeacher(schedule) if ablation == "distill" else schedule
+
+    def _without_progress(self, name: str, depth: int) -> Schedule:
+        """The fraction stands still at `keep`, the layer at `layer`; the teacher's gap still opens."""
+        gap = (self.gap_start, self.gap_end)
+        if name == "lcd":
+            return LayerSchedule(depth, self.layer, self.layer, self._lcd_removed, gap)
+        removed = (1 - self.keep, 1 - self.keep)
+        released = TokenSchedule.released()
+        if name == "tcd-released":
+            return TokenSchedule(removed, removed, released.gap, released.widest_gap)
+        return TokenSchedule(removed, removed, gap)
+
+    @property
+    def _lcd_removed(self) -> tuple[float, float]:
+        return self.lcd_least_removed, self.lcd_most_removed
+
+    def weight(self, t: float) -> float:
+        """The paper's lambda at progress t."""
+        default = 0.5 if self.schedule.startswith("tcd-released") else 0.7
+        start = default if self.distill_weight is None else self.distill_weight
+        end = start if self.distill_weight_end is None else self.distill_weight_end
+        return start + t * (end - start)
+
+    def make_objective(self) -> Objective:
+        """What is computed of every answer token."""
+        return Objective(DIVERGENCES[self.divergence], self.temperature, self.logit_rows)
+
+    def make_compressor(self) -> Compressor:
+        """The method the model is meant for: the first, at `keep`."""
+        return self._method(self.methods[0], self.keep)
+
+    def make_pair(self, plan: Plan, draw: random.Random) -> tuple[Compressor, Compressor | None]:
+        """Student and teacher of one step.
+
+        Args:
+            plan: from the schedule.
+            draw: chooses among several methods, and seeds those that draw: teacher and student alike, so that the
+                student's tokens are among the teacher's.
+        """
+        name = draw.choice(self.methods)
+        seed = draw.getrandbits(31)
+        student = self._method(name, plan.student, plan.layer, seed)
+        if plan.teacher is None:
+            return student, None
+        keep = 1.0 if self.teacher == "all" else plan.teacher
+        return student, self._method(self.teacher_method or name, keep, plan.layer, seed)
+
+    def _method(self, name: str, keep: float, layer: int | None = None, seed: int = 0) -> Compressor:
+        """A method by name, with a layer and a seed if it takes them."""
+        options: dict[str, float] = {}
+        if _takes(name, "layer"):
+            options["layer"] = self.layer if layer is None else layer
+        if _takes(name, "seed"):
+            options["seed"] = seed
+        return get(name, keep=float(keep), **options)
+
+
+def _takes(name: str, option: str) -> bool:
+    return any(item.name == option and item.init for item in fields(method_class(name)))

@@ -2,22 +2,27 @@
 
 Below the compression layer both are the same computation, done once. From there on, the pre-hook of each layer first
 advances the teacher's rows through the layer without gradient, then lets the student's go on. The result equals two
-separate forwards. Only rows that predict an answer reach the language-model head, so that no (rows x vocabulary)
-tensor is ever made.
+separate forwards. Only rows that predict an answer reach the language-model head, where their losses take the place
+of logits: no (rows x vocabulary) tensor is ever made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import wraps
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from foveal.compression import attached
 from foveal.compressors import Compressor, StagedCompressor, TowerCompressor
+from foveal.distillation.head import capped, head_of
+from foveal.distillation.objective import Head, Objective, Told
+from foveal.engine.attributes import replaced
 from foveal.engine.deepstack import deepen
 from foveal.engine.families import Parts, find_parts
 from foveal.engine.frame import Frame, Stream
@@ -26,36 +31,85 @@ from foveal.engine.precision import no_cached_casts
 from foveal.engine.rows import restore
 from foveal.errors import FovealError
 
-__all__ = ["lockstep"]
+__all__ = ["can_share", "lockstep", "tell"]
+
+Finish = Callable[[Head, Tensor], Tensor]
+"""(head, (streams, answers, width) final hidden states) -> what the model returns."""
 
 
 @contextmanager
 def lockstep(
-    model: nn.Module, student: Compressor, teacher: Compressor | None, labels: Tensor
+    model: nn.Module,
+    student: Compressor,
+    teacher: Compressor | Told | None,
+    labels: Tensor,
+    objective: Objective | None = None,
 ) -> Iterator[None]:
-    """Make the model's forward return answer logits of the student, and of the teacher if there is one.
+    """Make the model's forward return the losses of every answer token in place of logits.
 
-    Inside the block `model(**inputs, use_cache=False).logits` has shape (1 or 2, answers, vocabulary): [0] is the
-    student's, [1] the teacher's, at the rows that predict the labels, in reading order of `labels[:, 1:]`. Do not
-    pass labels to the model itself.
+    Inside the block `model(**inputs, use_cache=False)` returns (1 or 2, answers): the cross-entropy of each answer
+    token, and the divergence from the teacher if there is one, in reading order of `labels[:, 1:]`. Do not pass labels
+    to the model itself.
 
     Args:
         model: the model without DDP or FSDP wrapper (call the wrapped one).
-        student: acts at its layer, with gradient.
-        teacher: a second compressor at the same layer, without gradient; None for no teacher.
+        student: with gradient.
+        teacher: a second compressor at the same layer of the same model, without gradient, in the same forward; or what
+            another forward said (`tell`); None for no teacher.
         labels: (batch, rows), -100 where nothing is predicted.
+        objective: the losses; by default cross-entropy and forward KL.
 
     Raises:
-        FovealError: teacher and student act at different layers, a label's row was dropped, or a cache is used.
+        FovealError: teacher and student cannot share a forward (`can_share`), a label's row was dropped, or a cache is
+            used.
     """
-    if teacher is not None:
-        _check_pair(student, teacher)
+    inside = teacher if isinstance(teacher, Compressor) else None
+    if inside is not None and not can_share(student, inside):
+        raise FovealError(
+            f"{type(student).__name__} at layer {student.layer} and {type(inside).__name__} at layer {inside.layer} do "
+            "not part at one decoder layer, so they cannot share a forward: use foveal.distillation.distil"
+        )
+    told = teacher if isinstance(teacher, Told) else None
+    targets = labels[:, 1:][labels[:, 1:] != -100]
+    measure = objective or Objective()
+
+    def finish(head: Head, hidden: Tensor) -> Tensor:
+        taught = Told(hidden[1].detach(), head) if inside is not None else told
+        return measure(head, hidden[0], targets.to(hidden.device), taught)
+
+    with _installed(model, student, inside, labels, finish):
+        yield
+
+
+def tell(model: nn.Module, teacher: Compressor, labels: Tensor, inputs: dict[str, Any]) -> Told:
+    """What a model says about the answers, in a forward of its own without gradient.
+
+    Args:
+        model: the teacher's model, without DDP or FSDP wrapper.
+        teacher: its compression.
+        labels: (batch, rows), -100 where nothing is predicted.
+        inputs: the model's inputs without labels.
+    """
+    heads: list[Head] = []
+
+    def finish(head: Head, hidden: Tensor) -> Tensor:
+        heads.append(head)
+        return hidden[0]
+
+    with torch.no_grad(), no_cached_casts(), _installed(model, teacher, None, labels, finish):
+        hidden = model(**inputs, use_cache=False)
+    return Told(hidden, heads[0])
+
+
+@contextmanager
+def _installed(
+    model: nn.Module, student: Compressor, teacher: Compressor | None, labels: Tensor, finish: Finish
+) -> Iterator[None]:
     if attached(model):
         raise FovealError("this model is compressed already: call foveal.detach(model) before training it")
     if teacher is student:
         teacher = replace(teacher)  # each is known by its identity
-    parts = find_parts(model)
-    hooks = _LockstepHooks(parts, student, teacher, labels)
+    hooks = _AnswerHooks(find_parts(model), student, teacher, labels, finish)
     hooks.install()
     try:
         yield
@@ -63,27 +117,48 @@ def lockstep(
         hooks.remove()
 
 
-def _check_pair(student: Compressor, teacher: Compressor) -> None:
-    """Both streams of rows must part at one decoder layer."""
-    for method in (student, teacher):
-        if isinstance(method, StagedCompressor | TowerCompressor):
-            raise FovealError(
-                f"{type(method).__name__} does not act at one decoder layer, where teacher and student could part: "
-                "train with a method such as DART, or without a teacher"
-            )
-    if teacher.layer != student.layer:
-        raise FovealError(
-            f"teacher and student must act at one layer, not {teacher.layer} and {student.layer}"
-        )
+def can_share(student: Compressor, teacher: Compressor) -> bool:
+    """Whether both part at one decoder layer, so that one forward is enough."""
+    alone = any(isinstance(method, StagedCompressor | TowerCompressor) for method in (student, teacher))
+    return not alone and student.layer == teacher.layer
 
 
-class _LockstepHooks(Hooks):
-    """The engine's hooks with a second stream of rows."""
+class _AnswerHooks(Hooks):
+    """The engine's hooks with a second stream of rows, and something else in place of logits."""
 
-    def __init__(self, parts: Parts, student: Compressor, teacher: Compressor | None, labels: Tensor) -> None:
+    def __init__(
+        self, parts: Parts, student: Compressor, teacher: Compressor | None, labels: Tensor, finish: Finish
+    ) -> None:
         self.teacher = teacher
         super().__init__(parts, (student,))
         self.labels = labels
+        self._finish = finish
+        self._head = head_of(parts)
+        self._finished: Tensor | None = None
+
+    def _replace(self, undo: ExitStack) -> None:
+        super()._replace(undo)
+        head, top = self._head, self.parts.top
+        logits = capped(head.forward, self.parts)
+        undo.enter_context(replaced(head, "forward", lambda hidden: self._finish(logits, hidden)))
+        undo.enter_context(replaced(top, "forward", self._answering(top.forward)))
+
+    def _register(self) -> list[RemovableHandle]:
+        # A hook, since wrappers such as DeepSpeed's add to what the head's forward returns.
+        return [*super()._register(), self._head.register_forward_hook(self._note)]
+
+    def _note(self, _head: nn.Module, _args: Any, output: Tensor) -> None:
+        self._finished = output
+
+    def _answering(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)
+        def answering(*args: Any, **kwargs: Any) -> Tensor:
+            forward(*args, **kwargs)
+            finished, self._finished = self._finished, None
+            assert finished is not None
+            return finished
+
+        return answering
 
     def _labels_of(self, kwargs: dict[str, Any]) -> Tensor | None:
         return self.labels
@@ -126,11 +201,10 @@ class _LockstepHooks(Hooks):
     def _after_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         output = super()._after_decoder(module, args, kwargs, output)
         answers = (self.labels[:, 1:] != -100).nonzero(as_tuple=True)
-        student = output.last_hidden_state[answers]
-        if self.teacher is None:
-            output.last_hidden_state = student[None]
-        else:
-            output.last_hidden_state = torch.stack([student, self._teacher_rows(student, answers)])
+        streams = [output.last_hidden_state[answers]]
+        if self.teacher is not None:
+            streams.append(self._teacher_rows(streams[0], answers))
+        output.last_hidden_state = torch.stack(streams)
         return output
 
     def _teacher_rows(self, student: Tensor, answers: tuple[Tensor, ...]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
+from foveal.compressors import Compressor
 from foveal.distillation.config import EpicConfig
 from foveal.distillation.data import VisionCollator
-from foveal.distillation.lockstep import lockstep
-from foveal.distillation.losses import cross_entropy, forward_kl
+from foveal.distillation.distil import distil
+from foveal.distillation.meters import Meters
 from foveal.distillation.schedules import Plan, progress
-from foveal.loading import record_compressor
+from foveal.distillation.trainable import freeze, parameter_groups
+from foveal.engine.families import find_parts
+from foveal.loading import load, record_compressor
 
 __all__ = ["EpicTrainer", "last_checkpoint"]
 
@@ -38,11 +40,13 @@ class EpicTrainer(Trainer):
 
     L = (1 - lambda) * cross-entropy(student) + lambda * KL(teacher || student) at the tokens that predict an answer
     (EPIC, arXiv 2510.00515, eq. 3); without a teacher, the cross-entropy alone. The same model is both: the teacher
-    keeps more visual tokens and takes no gradient. Each micro-batch draws its plan from (seed, step, micro-batch), so
-    that a resumed run follows the same trajectory.
+    keeps more visual tokens and takes no gradient. Each step draws its plan from (seed, step), one for all its
+    micro-batches and processes: a resumed run follows the same trajectory, and so does one with fewer processes and
+    more accumulation.
 
     Takes the arguments of Trainer; `processing_class` is the processor, whose chat template the default collator
-    uses. Logs, besides Trainer's: student_keep, teacher_keep, gap (fractions of visual tokens), sft_loss, kd_loss.
+    uses. Logs, besides Trainer's: student_keep, teacher_keep, gap (fractions of visual tokens), layer, sft_loss,
+    kd_loss, samples_per_second, tokens_per_second.
     Checkpoints are ordinary ones whose config names the compressor, see `foveal.load`.
     """
 
@@ -53,13 +57,15 @@ class EpicTrainer(Trainer):
         if kwargs.get("data_collator") is None and processor is not None:
             kwargs["data_collator"] = VisionCollator(processor)
         super().__init__(*args, **kwargs)
+        assert self.model is not None
         # The loss below divides by num_items_in_batch itself, so Trainer must count answers and scale nothing.
         self.model_accepts_loss_kwargs = True
-        self._schedule = self.args.make_schedule()
-        self._sums: dict[str, list[Tensor]] = defaultdict(list)
-        self._micro_step = (-1, 0)
-        assert self.model is not None
-        record_compressor(self.model, self.args.make_compressor(self.args.keep))
+        self._schedule = self.args.make_schedule(len(find_parts(self.model).layers))
+        self._objective = self.args.make_objective()
+        self._teacher_model = self._load_teacher()
+        self._meters = Meters()
+        freeze(self.model, self.args)
+        record_compressor(self.model, self.args.make_compressor())
 
     def compute_loss(
         self,
@@ -69,33 +75,46 @@ class EpicTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of one micro-batch; in evaluation, the cross-entropy at the fraction the model is meant for."""
-        labels: Tensor = inputs["labels"]
-        plan, seed = self._next_plan() if model.training else (Plan(self.args.keep, None), self.args.seed)
-        student = self.args.make_compressor(plan.student, seed)
-        teacher = None if plan.teacher is None else self.args.make_compressor(plan.teacher, seed)
-        features = {name: value for name, value in inputs.items() if name != "labels"}
-        with lockstep(self.accelerator.unwrap_model(model), student, teacher, labels):
-            outputs = model(**features, use_cache=False)
-
-        targets = labels[:, 1:][labels[:, 1:] != -100]
-        logits = outputs.logits
-        supervised = cross_entropy(logits[0], targets).sum()
-        distilled = None if teacher is None else forward_kl(logits[0], logits[1], self.args.temperature).sum()
-        weight = self.args.distill_weight
-        loss = supervised if distilled is None else (1 - weight) * supervised + weight * distilled
+        self._meters.begin()
+        inputs = dict(inputs)
+        labels: Tensor = inputs.pop("labels")
+        t = progress(self.state.global_step, self.state.max_steps)
+        plan, student, teacher = self._next(t) if model.training else self._last()
+        supervised, distilled = distil(
+            self.accelerator.unwrap_model(model),
+            inputs,
+            labels,
+            student,
+            teacher,
+            teacher_model=self._teacher_model,
+            objective=self._objective,
+            call=model,
+        )
+        weight = 0.0 if distilled is None else self.args.weight(t)
+        loss = (1 - weight) * supervised.sum()
+        if distilled is not None:
+            loss = loss + weight * distilled.sum()
         if model.training:
-            self._record(plan, supervised, distilled, len(targets))
-        loss = loss / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+            self._meters.note(plan, supervised, distilled, inputs["attention_mask"])
+        answers = max(1, len(supervised)) if num_items_in_batch is None else num_items_in_batch
+        loss = loss / answers
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"losses": supervised}) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """An optimizer with one group of parameters for each learning rate."""
+        learner: Any = self.model if model is None else model
+        if self.optimizer is None:
+            decayed = self.get_decay_parameter_names(learner)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, learner)
+            self.optimizer = kind(parameter_groups(learner, self.args, decayed), **options)
+        return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the averages since the last log to a training log."""
-        if "loss" in logs and self._sums:
-            averages = {name: float(torch.stack(values).mean()) for name, values in self._sums.items()}
-            logs = {**logs, **averages}
-            self._sums.clear()
+        """Add the averages since the last log, over all processes, to a training log."""
+        if "loss" in logs:
+            logs = {**logs, **self._meters.read(self.accelerator)}
         super().log(logs, start_time)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -112,21 +131,20 @@ class EpicTrainer(Trainer):
         stored = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
         target.load_state_dict(stored.state_dict())
 
-    def _next_plan(self) -> tuple[Plan, int]:
-        """This micro-batch's plan and the seed of methods that draw; a function of seed, step and micro-batch."""
-        step = self.state.global_step
-        last, micro = self._micro_step
-        micro = micro + 1 if last == step else 0
-        self._micro_step = (step, micro)
-        draw = random.Random(f"{self.args.seed}/{step}/{micro}")
-        plan = self._schedule.plan(progress(step, self.state.max_steps), draw)
-        return plan, draw.getrandbits(31)
+    def _next(self, t: float) -> tuple[Plan, Compressor, Compressor | None]:
+        """Plan, student and teacher of this step: a function of seed and step, the same in all micro-batches."""
+        draw = random.Random(f"{self.args.seed}/{self.state.global_step}")
+        plan = self._schedule.plan(t, draw)
+        return plan, *self.args.make_pair(plan, draw)
 
-    def _record(self, plan: Plan, supervised: Tensor, distilled: Tensor | None, answers: int) -> None:
-        values: dict[str, Tensor | float] = {"student_keep": plan.student, "gap": plan.gap}
-        values["sft_loss"] = supervised.detach() / answers
-        if plan.teacher is not None and distilled is not None:
-            values["teacher_keep"] = plan.teacher
-            values["kd_loss"] = distilled.detach() / answers
-        for name, value in values.items():
-            self._sums[name].append(torch.as_tensor(value))
+    def _last(self) -> tuple[Plan, Compressor, None]:
+        """What the model is meant for."""
+        return Plan(self.args.keep, None), self.args.make_compressor(), None
+
+    def _load_teacher(self) -> nn.Module | None:
+        if self.args.teacher_model is None:
+            return None
+        student: Any = self.model
+        teacher, _ = load(self.args.teacher_model, compressed=False, dtype=student.dtype)
+        frozen: nn.Module = teacher.requires_grad_(False).to(self.args.device)
+        return frozen

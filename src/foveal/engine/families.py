@@ -126,6 +126,11 @@ class Parts:
         return self.base.get_submodule(self.family.projector)
 
     @property
+    def projectors(self) -> list[nn.Module]:
+        """The projector, and those of DeepStack's features."""
+        return [self.projector, *getattr(self.tower, "deepstack_merger_list", ())]
+
+    @property
     def tower_layers(self) -> nn.ModuleList:
         """The layers of the vision tower."""
         return cast(Any, self.tower).encoder.layers  # type: ignore[no-any-return]
