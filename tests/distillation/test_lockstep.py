@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,16 @@ import torch
 from torch import Tensor
 
 import foveal
-from foveal.distillation import Objective, cross_entropy, forward_kl, lockstep
+from foveal.distillation import (
+    SCHEDULES,
+    EpicConfig,
+    Objective,
+    can_share,
+    cross_entropy,
+    distil,
+    forward_kl,
+    lockstep,
+)
 from support import families
 from support.library import since_5_23
 from support.tiny import IMAGE, batch, llava
@@ -17,16 +28,19 @@ from support.tiny import IMAGE, batch, llava
 pytestmark = pytest.mark.usefixtures("exact_softmax")
 
 TOLERANCE = 1e-10
+Inputs = dict[str, Tensor]
+Pair = tuple[foveal.Compressor, foveal.Compressor | None]
+
 BATCHES = {"one": ([1], [9]), "ragged": ([1, 2, 0], [9, 6, 12]), "text only": ([0, 0], [7, 5])}
 
 
-def labelled(name: str, side: str) -> tuple[dict[str, Tensor], Tensor]:
+def labelled(name: str, side: str) -> tuple[Inputs, Tensor]:
     """Inputs of the tiny LLaVA, and their labels."""
     inputs = batch(*BATCHES[name], side)
     return inputs, last_words(inputs)
 
 
-def last_words(inputs: dict[str, Tensor]) -> Tensor:
+def last_words(inputs: Inputs) -> Tensor:
     """Labels on the last 3 real tokens of each sample."""
     labels = torch.full_like(inputs["input_ids"], -100)
     for sample, mask in enumerate(inputs["attention_mask"]):
@@ -39,32 +53,45 @@ def gradients(model: Any) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def loss_of(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    return (0.3 * cross_entropy(student, targets) + 0.7 * forward_kl(student, teacher)).mean()
+def weighted(supervised: Tensor, distilled: Tensor | None) -> Tensor:
+    return (supervised if distilled is None else 0.3 * supervised + 0.7 * distilled).mean()
 
 
-def two_forwards(model: Any, inputs: dict[str, Tensor], labels: Tensor, methods: Any) -> Tensor:
+def two_forwards(
+    model: Any, inputs: Inputs, labels: Tensor, methods: Pair, teacher_model: Any = None
+) -> Tensor:
     """The textbook formulation: full logits of both, then the shifted answer rows."""
     answers = labels[:, 1:] != -100
+    targets = labels[:, 1:][answers]
     logits = []
-    for method, grad in zip(methods, (True, False), strict=True):
-        with torch.set_grad_enabled(grad), foveal.compress(model, method):
-            # Labels tell the methods where the prompt ends; the loss that comes with them is not used.
-            logits.append(model(**inputs, labels=labels, use_cache=False).logits[:, :-1][answers])
-    return loss_of(*logits, labels[:, 1:][answers])
+    for who, method, grad in zip((model, teacher_model or model), methods, (True, False), strict=True):
+        if method is not None:
+            with torch.set_grad_enabled(grad), foveal.compress(who, method):
+                # Labels tell the methods where the prompt ends; the loss that comes with them is not used.
+                logits.append(who(**inputs, labels=labels, use_cache=False).logits[:, :-1][answers])
+    return weighted(cross_entropy(logits[0], targets), forward_kl(*logits) if methods[1] else None)
 
 
-def one_forward(model: Any, inputs: dict[str, Tensor], labels: Tensor, methods: Any) -> Tensor:
-    with lockstep(model, *methods, labels):
-        supervised, distilled = model(**inputs, use_cache=False)
-    return (0.3 * supervised + 0.7 * distilled).mean()
+def one_forward(
+    model: Any,
+    inputs: Inputs,
+    labels: Tensor,
+    methods: Pair,
+    teacher_model: Any = None,
+    objective: Objective | None = None,
+) -> Tensor:
+    return weighted(
+        *distil(model, inputs, labels, *methods, teacher_model=teacher_model, objective=objective)
+    )
 
 
-def assert_equal(model: Any, inputs: dict[str, Tensor], labels: Tensor, methods: Any) -> float:
+def assert_equal(model: Any, inputs: Inputs, labels: Tensor, methods: Pair, **options: Any) -> float:
+    """Loss and all gradients agree; returns the loss."""
+    teacher_model = options.get("teacher_model")
     results = []
-    for function in (two_forwards, one_forward):
+    for function, more in ((two_forwards, {"teacher_model": teacher_model}), (one_forward, options)):
         model.zero_grad(set_to_none=True)
-        loss = function(model, inputs, labels, methods)
+        loss = function(model, inputs, labels, methods, **more)
         loss.backward()
         results.append((loss.item(), gradients(model)))
     (expected, reference), (loss, found) = results
@@ -85,23 +112,48 @@ def test_lockstep_equals_two_forwards(method: str, layer: int, name: str, side: 
     assert_equal(model, *labelled(name, side), methods)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule(schedule: str, family: str, side: str, tmp_path: Path) -> None:
+    """Text only and several images in the batch; the layer goes down to 1, among Qwen3-VL's DeepStack."""
+    config = EpicConfig(output_dir=str(tmp_path), schedule=schedule, layer=1, icd_layers=3, use_cpu=True)
+    model = families.model(family)
+    planned = config.make_schedule(len(model.get_decoder().layers))
+    inputs = families.batch(family, *BATCHES["ragged"], side)
+    layers = set()
+    for t in (0.0, 0.5, 0.8, 1.0):
+        draw = random.Random(f"{t}")
+        plan = planned.plan(t, draw)
+        pair = config.make_pair(plan, draw)
+        assert pair[1] is None or can_share(*pair)
+        layers.add(plan.layer)
+        assert_equal(model, inputs, last_words(inputs), pair)
+    assert len(layers) == {"lcd": 4, "icd": 3}.get(schedule[:3], 1) or schedule.endswith("no-progress")
+
+
 @pytest.mark.parametrize(("method", "layer"), [("random", 0), ("fastv", 1), ("dart", 2)])
 @pytest.mark.parametrize(
     "family",
-    [
-        "qwen2_5_vl",
-        "qwen3_vl",
-        pytest.param("gemma3", marks=since_5_23),  # it rounds logits to float32 where there are labels
-        "gemma4",
-        "internvl",
-        "mistral3",
-    ],
+    # The library rounds Gemma 3's logits to float32 where there are labels.
+    [pytest.param(name, marks=since_5_23 if name == "gemma3" else ()) for name in families.FAMILIES],
 )
-def test_other_families_deepstack_included(family: str, method: str, layer: int) -> None:
-    model = families.FAMILIES[family].build(4, "sdpa").train()
+def test_every_family(family: str, method: str, layer: int) -> None:
+    case = families.FAMILIES[family]
+    model = case.build(4, case.attentions[0]).train()
     inputs = families.batch(family, *BATCHES["ragged"])
-    methods = [foveal.get(method, keep=keep, layer=layer) for keep in (0.15, 0.6)]
+    methods = tuple(foveal.get(method, keep=keep, layer=layer) for keep in (0.15, 0.6))
     assert_equal(model, inputs, last_words(inputs), methods)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 9])
+@pytest.mark.parametrize("family", ["llava", "paligemma2"])
+def test_logits_in_chunks(family: str, rows: int) -> None:
+    """Nine answers: in nine chunks, in three of which the last is short, at once. PaliGemma 2 caps its logits."""
+    model = families.model(family, attention="eager")
+    inputs = families.batch(family, *BATCHES["ragged"])
+    methods = (foveal.DART(keep=0.2), foveal.DART(keep=0.5))
+    assert_equal(model, inputs, last_words(inputs), methods, objective=Objective(rows=rows))
 
 
 @pytest.mark.parametrize(
@@ -208,16 +260,47 @@ def test_the_model_is_restored() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [foveal.PyramidDrop(keep=5), foveal.VisionZip(keep=5), foveal.AveragePooling(keep=4)]
+    ("student", "teacher"),
+    [
+        (foveal.PyramidDrop(keep=5), foveal.PyramidDrop(keep=12)),
+        (foveal.PuMer(keep=5), foveal.DART(keep=12)),
+        (foveal.VisionZip(keep=5), foveal.VisionZip(keep=12)),
+        (foveal.ToMe(keep=9), foveal.ToMe(keep=18)),
+        (foveal.AveragePooling(keep=4), foveal.Random(keep=12)),
+        (foveal.DART(keep=5), foveal.DART(keep=12, layer=3)),
+        (foveal.DART(keep=5, layer=3), foveal.VisionZip(keep=12)),
+    ],
+    ids=lambda method: f"{method.card.name}-{method.layer}",
 )
-def test_methods_that_act_elsewhere_cannot_have_a_teacher(method: foveal.Compressor) -> None:
-    _, labels = labelled("one", "left")
-    for pair in ((method, foveal.Random(keep=9, layer=0)), (foveal.Random(keep=9, layer=0), method)):
-        with (
-            pytest.raises(foveal.FovealError, match="cannot share a forward"),
-            lockstep(llava(), *pair, labels),
-        ):
-            pass
+@pytest.mark.parametrize("name", BATCHES)
+def test_what_cannot_share_a_forward_takes_two(
+    name: str, student: foveal.Compressor, teacher: foveal.Compressor
+) -> None:
+    model = llava().train()
+    inputs, labels = labelled(name, "left")
+    assert_equal(model, inputs, labels, (student, teacher))
+    refused = pytest.raises(foveal.FovealError, match="cannot share a forward")
+    with refused, lockstep(model, student, teacher, labels):
+        pass
+
+
+@pytest.mark.parametrize("keep", [12, 1.0])
+def test_a_frozen_model_may_teach(keep: float) -> None:
+    model, teacher = llava().train(), llava(layers=4).requires_grad_(False)
+    with torch.no_grad():
+        teacher.lm_head.weight.normal_()
+    methods = (foveal.DART(keep=5), foveal.DART(keep=keep))
+    loss = assert_equal(model, *labelled("ragged", "left"), methods, teacher_model=teacher)
+    assert loss != pytest.approx(assert_equal(model, *labelled("ragged", "left"), methods), rel=1e-3)
+
+
+def test_a_teacher_with_another_vocabulary_is_refused() -> None:
+    model, teacher = llava(), llava()
+    teacher.lm_head = torch.nn.Linear(32, 121, dtype=torch.float64)
+    with pytest.raises(foveal.FovealError, match="predicts 121 tokens, the student 120"):
+        one_forward(
+            model, *labelled("one", "left"), (foveal.DART(keep=5), foveal.DART(keep=9)), teacher_model=teacher
+        )
 
 
 def test_refusals() -> None:
