@@ -2,47 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveal.distillation.objective import Head
 from foveal.engine.families import Parts
 from foveal.errors import FovealError
 
-__all__ = ["capped", "head_of"]
+__all__ = ["Head"]
 
 
-def head_of(parts: Parts) -> nn.Module:
-    """The module behind the decoder that makes logits.
+@dataclass(frozen=True)
+class Head:
+    """(rows, width) final hidden states -> (rows, vocabulary) logits.
 
-    Raises:
-        FovealError: the model has none, or changes what it says in a way that is not known here.
+    Attributes:
+        module: the layer that makes logits.
+        forward: its forward, which a hook may have replaced in the module itself.
+        cap: what Gemma caps logits at (arXiv 2408.00118, section 2).
     """
-    top: Any = parts.top
-    head = top.get_output_embeddings()
-    if head is None:
-        raise FovealError(
-            f"{type(top).__name__} has no language-model head: load the model with AutoModelForImageTextToText"
+
+    module: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, parts: Parts) -> Head:
+        """The head of a model.
+
+        Raises:
+            FovealError: the model has none, or changes what it says in a way that is not known here.
+        """
+        top: Any = parts.top
+        module = top.get_output_embeddings()
+        if module is None:
+            raise FovealError(
+                f"{type(top).__name__} has no language-model head: load it with AutoModelForImageTextToText"
+            )
+        scaled = [name for name in ("logit_scale", "logits_scaling") if hasattr(top.config, name)]
+        if scaled:
+            raise FovealError(
+                f"{type(top).__name__} scales its logits ({scaled[0]}): training it is not supported"
+            )
+        return cls(
+            module, module.forward, getattr(top.config.get_text_config(), "final_logit_softcapping", None)
         )
-    scaled = [name for name in ("logit_scale", "logits_scaling") if hasattr(top.config, name)]
-    if scaled:
-        raise FovealError(
-            f"{type(top).__name__} scales its logits ({scaled[0]}): training it is not supported"
-        )
-    found: nn.Module = head
-    return found
 
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits of these rows."""
+        logits = self.forward(hidden)
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
-def capped(head: Head, parts: Parts) -> Head:
-    """The head followed by the cap that Gemma puts on logits (arXiv 2408.00118, section 2)."""
-    top: Any = parts.top
-    cap: float | None = getattr(top.config.get_text_config(), "final_logit_softcapping", None)
-    if cap is None:
-        return head
+    @property
+    def matrix(self) -> Tensor:
+        """(vocabulary, width) all there is to the head.
 
-    def with_cap(hidden: Tensor) -> Tensor:
-        return cap * torch.tanh(head(hidden) / cap)
-
-    return with_cap
+        Raises:
+            FovealError: there is more: a bias, a cap or an adapter.
+        """
+        module = self.module
+        if type(module) is not nn.Linear or module.bias is not None or self.cap is not None:
+            raise FovealError(
+                "fused losses need a language-model head that is one matrix, without bias, cap or adapter: leave "
+                "fused_losses off"
+            )
+        return module.weight

@@ -20,8 +20,8 @@ from torch.utils.hooks import RemovableHandle
 
 from foveal.compression import attached
 from foveal.compressors import Compressor, StagedCompressor, TowerCompressor
-from foveal.distillation.head import capped, head_of
-from foveal.distillation.objective import Head, Objective, Told
+from foveal.distillation.head import Head
+from foveal.distillation.objective import Objective, Told
 from foveal.engine.attributes import replaced
 from foveal.engine.deepstack import deepen
 from foveal.engine.families import Parts, find_parts
@@ -133,19 +133,18 @@ class _AnswerHooks(Hooks):
         super().__init__(parts, (student,))
         self.labels = labels
         self._finish = finish
-        self._head = head_of(parts)
+        self._head = Head.of(parts)
         self._finished: Tensor | None = None
 
     def _replace(self, undo: ExitStack) -> None:
         super()._replace(undo)
         head, top = self._head, self.parts.top
-        logits = capped(head.forward, self.parts)
-        undo.enter_context(replaced(head, "forward", lambda hidden: self._finish(logits, hidden)))
+        undo.enter_context(replaced(head.module, "forward", lambda hidden: self._finish(head, hidden)))
         undo.enter_context(replaced(top, "forward", self._answering(top.forward)))
 
     def _register(self) -> list[RemovableHandle]:
         # A hook, since wrappers such as DeepSpeed's add to what the head's forward returns.
-        return [*super()._register(), self._head.register_forward_hook(self._note)]
+        return [*super()._register(), self._head.module.register_forward_hook(self._note)]
 
     def _note(self, _head: nn.Module, _args: Any, output: Tensor) -> None:
         self._finished = output

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from foveal.distillation.fused import fused_losses
+from foveal.distillation.head import Head
 from foveal.distillation.losses import Divergence, cross_entropy, forward_kl
 from foveal.errors import FovealError
 
-__all__ = ["Head", "Objective", "Told"]
-
-Head = Callable[[Tensor], Tensor]
-"""(rows, width) final hidden states -> (rows, vocabulary) logits."""
+__all__ = ["Objective", "Told"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,13 @@ class Objective:
         divergence: of the student from the teacher.
         temperature: of both logits in it.
         rows: answers whose logits exist at once. With more, logits are computed anew in the backward pass.
+        fused: whether Liger's kernels do it, on a GPU (`rows` is theirs to choose then).
     """
 
     divergence: Divergence = forward_kl
     temperature: float = 1.0
     rows: int = 1024
+    fused: bool = False
 
     def __call__(self, head: Head, hidden: Tensor, targets: Tensor, told: Told | None) -> Tensor:
         """The losses, (1 or 2, answers): the cross-entropy, and the divergence if there is a teacher.
@@ -55,8 +55,10 @@ class Objective:
             told: what the teacher says.
 
         Raises:
-            FovealError: the teacher has another vocabulary.
+            FovealError: the teacher has another vocabulary, or fused losses are not to be had.
         """
+        if self.fused and len(hidden):
+            return fused_losses(head, hidden, targets, told, self.divergence, self.temperature)
 
         def losses(rows: Tensor, wanted: Tensor, taught: Tensor) -> Tensor:
             logits = head(rows)
