@@ -10,7 +10,7 @@ from PIL import Image
 from foveal.distillation import lengths as lengths_module
 from foveal.distillation.bad_samples import BadSample
 from foveal.distillation.data import VisionCollator
-from foveal.distillation.lengths import lengths
+from foveal.distillation.lengths import token_lengths
 from foveal.mini import SceneConversations
 from support import processors, vlm
 
@@ -40,7 +40,7 @@ def test_lengths_are_those_of_batches(name: str, tmp_path: Path) -> None:
     samples = [sample(number, tmp_path) for number in range(6)]
     processor = processors.processor(name)
     expected = collated(samples, processor)
-    found = lengths(samples, processor)
+    found = token_lengths(samples, processor)
     if name == "gemma":  # runs of newlines between two images merge
         assert found[:2] == expected[:2]
         assert all(
@@ -55,8 +55,8 @@ def test_the_bundled_model_and_several_processes() -> None:
     samples = SceneConversations("train", 20, turns=2)
     expected = collated([samples[index] for index in range(20)], vlm.processor())
     before = torch.get_rng_state()
-    assert lengths(samples, vlm.processor()) == expected
-    assert lengths(samples, vlm.processor(), workers=2) == expected
+    assert token_lengths(samples, vlm.processor()) == expected
+    assert token_lengths(samples, vlm.processor(), workers=2) == expected
     assert torch.equal(torch.get_rng_state(), before), "training would draw other numbers"
 
 
@@ -71,7 +71,7 @@ def test_what_a_processor_does_not_say_is_measured(tmp_path: Path, monkeypatch: 
         processor = processors.BUILDERS[name]()
         expected = collated(samples, processor)
         monkeypatch.setattr(type(processor), "_get_num_multimodal_tokens", three)
-        assert lengths(samples, processor) == expected
+        assert token_lengths(samples, processor) == expected
 
 
 def test_what_a_processor_leaves_out_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_what_a_processor_leaves_out_is_added(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(type(processor), "_get_num_multimodal_tokens", without_two)
     samples = [sample(number, tmp_path) for number in range(4)]
-    assert lengths(samples, processor) == collated(samples, processor)
+    assert token_lengths(samples, processor) == collated(samples, processor)
     counter = lengths_module.ImageTokens(processor)
     monkeypatch.setattr(counter, "_measure", None)  # is not asked again
     assert counter.of_size((40, 40)) == ask(processor, image_sizes=[[40, 40]])["num_image_tokens"][0]
@@ -91,15 +91,15 @@ def test_what_a_processor_leaves_out_is_added(tmp_path: Path, monkeypatch: pytes
 
 def test_images_of_one_length_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = [sample(number, tmp_path) for number in range(3)]
-    expected = lengths(samples, vlm.processor())
+    expected = token_lengths(samples, vlm.processor())
     opened: list[Any] = []
     monkeypatch.setattr(lengths_module, "image_size", opened.append)
-    assert lengths(samples, vlm.processor()) == expected
+    assert token_lengths(samples, vlm.processor()) == expected
     assert not opened
 
 
 def test_bad_samples_count_as_one(tmp_path: Path) -> None:
     good = sample(1, tmp_path)
     samples = [good, BadSample("", "x", "y"), {**good, "images": [tmp_path / "gone.png"]}, {"messages": 3}]
-    assert lengths(samples, processors.processor("qwen"))[1:] == [1, 1, 1]
-    assert lengths(samples, processors.processor("qwen"))[0] > 1
+    assert token_lengths(samples, processors.processor("qwen"))[1:] == [1, 1, 1]
+    assert token_lengths(samples, processors.processor("qwen"))[0] > 1

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 import foveal
-from foveal.distillation import EpicConfig, EpicTrainer
+from foveal.distillation import EpicConfig, EpicTrainer, meters
 from foveal.loading import recorded_compressor
+from support import training
 from support.tiny import IMAGE, TOKENS, llava
 
 STEPS = 6
@@ -79,17 +80,6 @@ def test_without_compression_it_is_the_plain_trainer(tmp_path: Path) -> None:
     assert difference(train(tmp_path / "direct", schedule="direct", **options), plain) > 1e-4
 
 
-@pytest.mark.parametrize("schedule", ["direct", "none"])
-def test_accumulated_micro_batches_equal_one_batch(tmp_path: Path, schedule: str) -> None:
-    whole = train(tmp_path / "whole", schedule=schedule)
-    parts = train(
-        tmp_path / "parts", schedule=schedule, per_device_train_batch_size=1, gradient_accumulation_steps=4
-    )
-    assert difference(whole, parts) < 1e-9
-    losses = [[row["loss"] for row in run.state.log_history if "loss" in row] for run in (whole, parts)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-
-
 def test_the_log_tells_the_schedule(tmp_path: Path) -> None:
     rows = [row for row in train(tmp_path, schedule="tcd").state.log_history if "loss" in row]
     assert len(rows) == STEPS
@@ -144,6 +134,8 @@ def test_the_checkpoint_is_ordinary_and_names_its_compressor(tmp_path: Path) -> 
         ({"method": "dartt"}, "unknown method 'dartt'"),
         ({"keep": 0.0}, "keep=0.0"),
         ({"gap_end": 1.0}, "gap="),
+        ({"on_bad_sample": "ignore"}, "unknown on_bad_sample 'ignore'"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch=0"),
     ],
 )
 def test_bad_options_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -156,3 +148,207 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     assert (config.weight(0.3), config.layer, config.method, config.schedule) == (0.7, 2, "dart", "tcd")
     assert (config.learning_rate, config.warmup_steps, config.weight_decay) == (2e-5, 0.03, 0.0)
     assert config.lr_scheduler_type == "cosine"
+
+
+# ---------------------------------------------------------------------- on conversations
+
+
+def test_a_data_set_of_text_alone_trains(tmp_path: Path) -> None:
+    trainer = training.make_trainer(tmp_path, training.conversations(8, text_only=lambda _: True))
+    before = training.weights(trainer)
+    trainer.train()
+    assert training.losses(trainer)[-1] < training.losses(trainer)[0]
+    changed = {
+        name for name, tensor in training.weights(trainer).items() if not torch.equal(tensor, before[name])
+    }
+    assert "lm_head.weight" in changed
+    assert not any("multi_modal_projector" in name for name in changed)
+
+
+def test_text_alone_has_nothing_to_distil(tmp_path: Path) -> None:
+    trainer = training.make_trainer(
+        tmp_path, training.conversations(8, text_only=lambda _: True), schedule="tcd"
+    )
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert all(row["kd_loss"] == pytest.approx(0, abs=1e-12) for row in rows)
+
+
+def bad(samples: list[Any], *places: int) -> list[Any]:
+    """The samples with a missing picture at some places."""
+    return [{**x, "images": [Path("nowhere.png")]} if i in places else x for i, x in enumerate(samples)]
+
+
+def test_a_bad_sample_stops_the_run(tmp_path: Path) -> None:
+    trainer = training.make_trainer(tmp_path, bad(training.conversations(8), 0))
+    with pytest.raises(foveal.FovealError, match=r"nowhere\.png"):
+        trainer.train()
+
+
+def test_bad_samples_are_skipped_and_counted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"on_bad_sample": "skip", "max_steps": 4, "per_device_train_batch_size": 2}
+    (tmp_path / "skipped.jsonl").write_text("of an earlier run")
+    training.make_trainer(tmp_path, bad(training.conversations(4), 0, 3), **options).train()
+    assert f"2 samples were skipped, see {tmp_path / 'skipped.jsonl'}" in caplog.messages
+
+
+def test_a_step_of_bad_samples_alone_changes_nothing(tmp_path: Path) -> None:
+    samples = bad(training.conversations(4), 0, 1, 3)[:2]
+    options = {"on_bad_sample": "skip", "max_steps": 2, "logging_nan_inf_filter": False}
+    trainer = training.make_trainer(tmp_path, samples, **options)
+    before = training.weights(trainer)
+    trainer.train()
+    assert training.difference(training.weights(trainer), before) == 0
+    assert training.losses(trainer) == [0, 0]
+
+
+def sizes_of_batches(trainer: EpicTrainer) -> list[tuple[int, int]]:
+    """(samples, rows) of each micro-batch of an epoch."""
+    return [tuple(batch["input_ids"].shape) for batch in trainer.get_train_dataloader()]
+
+
+def test_batches_have_a_budget_of_tokens(tmp_path: Path) -> None:
+    trainer = training.make_trainer(tmp_path, training.conversations(24), tokens_per_batch=160)
+    sizes = sizes_of_batches(trainer)
+    assert sum(samples for samples, _ in sizes) == 24
+    assert all(samples * rows <= 160 for samples, rows in sizes)
+    assert max(samples for samples, _ in sizes) > 2
+    trainer.train()
+    assert len(training.losses(trainer)) == 6
+
+
+def test_conversations_are_grouped_by_length(tmp_path: Path) -> None:
+    def padding(strategy: str) -> int:
+        trainer = training.make_trainer(
+            tmp_path, training.conversations(120), train_sampling_strategy=strategy
+        )
+        return sum(int((1 - batch["attention_mask"]).sum()) for batch in trainer.get_train_dataloader())
+
+    assert padding("group_by_length") < padding("random") / 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"tokens_per_batch": 160}, {"train_sampling_strategy": "group_by_length"}]
+)
+def test_batches_by_length_resume_in_a_later_epoch(tmp_path: Path, options: dict[str, Any]) -> None:
+    options |= {"save_strategy": "steps", "save_steps": 5, "max_steps": 8}
+    unbroken, again = (
+        training.make_trainer(tmp_path, training.conversations(8), **options) for _ in range(2)
+    )
+    unbroken.train()
+    assert unbroken.state.epoch > 1
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert training.difference(training.weights(unbroken), training.weights(again)) == 0
+
+
+def test_a_token_budget_needs_conversations(tmp_path: Path) -> None:
+    with pytest.raises(foveal.FovealError, match="tokens_per_batch needs conversations and VisionCollator"):
+        train(tmp_path, tokens_per_batch=100)
+
+
+# ---------------------------------------------------------------------- best, early, logged
+
+
+def graded(trainer: EpicTrainer, grades: list[float]) -> None:
+    """Let evaluations say these losses, one after the other."""
+    evaluate, left = trainer.evaluation_loop, iter(grades)
+
+    def grade(*args: Any, **kwargs: Any) -> Any:
+        output = evaluate(*args, **kwargs)
+        output.metrics["eval_loss"] = next(left)
+        return output
+
+    trainer.evaluation_loop = grade  # type: ignore[method-assign]
+
+
+EVALUATED: dict[str, Any] = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "load_best_model_at_end": True,
+    "eval_dataset": training.conversations(2),
+}
+
+
+def test_the_best_model_is_there_at_the_end(tmp_path: Path) -> None:
+    trainer = training.make_trainer(tmp_path, save_total_limit=1, **EVALUATED)
+    graded(trainer, [3.0, 1.0, 2.0, 2.0, 2.0, 2.0])
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    best = type(trainer.model).from_pretrained(tmp_path / "checkpoint-2", dtype=torch.float64)
+    last = training.make_trainer(tmp_path / "other")
+    last.train()
+    found = training.weights(trainer)
+    assert training.difference(found, best.state_dict()) == 0
+    assert training.difference(found, training.weights(last)) > 1e-3
+
+
+def test_it_stops_early_and_a_resumed_run_counts_on(tmp_path: Path) -> None:
+    options = {**EVALUATED, "patience": 3, "max_steps": 9}
+    trainer = training.make_trainer(tmp_path, **options)
+    graded(trainer, [3.0, 1.0, *[2.0] * 7])
+    trainer.train()
+    assert trainer.state.global_step == 5
+    again = training.make_trainer(tmp_path, **options)
+    graded(again, [2.0] * 7)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert again.state.global_step == 5
+    assert training.difference(training.weights(trainer), training.weights(again)) == 0
+
+
+def test_what_is_logged_can_be_drawn(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Board(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            seen.append(dict(logs))
+
+    own = {"eval_dataset": training.conversations(2), "eval_strategy": "steps", "eval_steps": 2}
+    trainer = training.make_trainer(tmp_path, schedule="lcd", logging_steps=2, callbacks=[Board()], **own)
+    trainer.train()
+    names = {"student_keep", "teacher_keep", "gap", "layer", "sft_loss", "kd_loss"}
+    rates = {"samples_per_second", "tokens_per_second"}
+    training_logs = [logs for logs in seen if "loss" in logs]
+    assert len(training_logs) == 3
+    assert set().union(*training_logs) > names | rates
+    assert all(logs.keys() >= rates for logs in training_logs)
+    assert all(type(value) in (int, float) for logs in seen for value in logs.values())
+    assert sum("eval_loss" in logs for logs in seen) == 3
+
+
+def test_evaluation_and_saving_do_not_count_as_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: clock[0])
+    options = {**EVALUATED, "logging_steps": 3, "max_steps": 3}
+    trainer = training.make_trainer(tmp_path, **options)
+
+    def slow(method: Any, seconds: float) -> Any:
+        def slowed(*args: Any, **kwargs: Any) -> Any:
+            clock[0] += seconds
+            return method(*args, **kwargs)
+
+        return slowed
+
+    trainer.training_step = slow(trainer.training_step, 1)  # type: ignore[method-assign]
+    trainer.evaluation_loop = slow(trainer.evaluation_loop, 100)  # type: ignore[method-assign]
+    trainer.save_model = slow(trainer.save_model, 100)  # type: ignore[method-assign]
+    trainer.train()
+    (row,) = [row for row in trainer.state.log_history if "loss" in row]
+    assert row["samples_per_second"] == pytest.approx(3 * 4 / 3)
+
+
+def test_patience_needs_evaluations(tmp_path: Path) -> None:
+    with pytest.raises(foveal.FovealError, match="patience counts evaluations: set eval_strategy"):
+        training.make_trainer(tmp_path, patience=2)
+
+
+def test_several_gpus_in_one_process_are_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = EpicConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    config.device  # noqa: B018 (counts the GPUs)
+    config._n_gpu = 2
+    EpicTrainer(model=llava(), args=config, data_collator=collate)
+    assert config.n_gpu == 1
+    assert "training on 1 of 2 GPUs: start with `torchrun --nproc_per_node 2` to use all" in caplog.messages

@@ -2,12 +2,13 @@
 
 from foveal.distillation.bad_samples import BadSample, skipped
 from foveal.distillation.batching import LengthSampler, TokenBudgetSampler
+from foveal.distillation.checkpoints import last_checkpoint
 from foveal.distillation.config import SCHEDULES, EpicConfig
 from foveal.distillation.conversations import Conversations, load_conversations
 from foveal.distillation.data import VisionCollator
 from foveal.distillation.data_check import DataReport, check_data
 from foveal.distillation.distil import distil
-from foveal.distillation.lengths import lengths
+from foveal.distillation.lengths import token_lengths
 from foveal.distillation.lockstep import can_share, lockstep, tell
 from foveal.distillation.losses import DIVERGENCES, cross_entropy, forward_kl, jensen_shannon, reverse_kl
 from foveal.distillation.objective import Objective, Told
@@ -22,7 +23,7 @@ from foveal.distillation.schedules import (
     even_layers,
     progress,
 )
-from foveal.distillation.trainer import EpicTrainer, last_checkpoint
+from foveal.distillation.trainer import EpicTrainer
 
 __all__ = [
     "DIVERGENCES",
@@ -52,11 +53,11 @@ __all__ = [
     "forward_kl",
     "jensen_shannon",
     "last_checkpoint",
-    "lengths",
     "load_conversations",
     "lockstep",
     "progress",
     "reverse_kl",
     "skipped",
     "tell",
+    "token_lengths",
 ]

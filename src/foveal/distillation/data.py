@@ -121,6 +121,7 @@ class VisionCollator:
             text=[sample.text for sample in ready],
             images=images if any(images) else None,
             padding=True,
+            padding_side="right",  # positions count from the first token, so that no choice depends on padding
             return_tensors="pt",
             **special_tokens(self.processor, ready[0].text),
         )

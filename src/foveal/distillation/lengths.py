@@ -18,7 +18,7 @@ from foveal.distillation.image_files import image_size
 from foveal.distillation.templates import check_processor, render_text
 from foveal.errors import FovealError
 
-__all__ = ["ImageTokens", "in_batches", "lengths"]
+__all__ = ["ImageTokens", "in_batches", "token_lengths"]
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ _PROBES = ((336, 336), (480, 640), (900, 300), (60, 90))  # (height, width), of 
 _PROBE_TEXT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "-"}]}]
 
 
-def lengths(conversations: Any, processor: Any, workers: int = 0) -> list[int]:
+def token_lengths(conversations: Any, processor: Any, workers: int = 0) -> list[int]:
     """The number of tokens of each sample, before padding; 1 for a bad sample, which the collator will name.
 
     Text is counted by the tokenizer; images by their size, which is read from the head of the file if it matters.

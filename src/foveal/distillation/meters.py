@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -13,18 +15,36 @@ from foveal.distillation.schedules import Plan
 
 __all__ = ["Meters"]
 
+_SUMS = ("samples", "tokens", "answers", "sft_loss", "taught", "kd_loss")
+
 
 class Meters:
-    """Sums of losses and tokens, and averages of plans; on the device until they are read."""
+    """Sums of losses and tokens, and averages of plans; on the device until they are read.
+
+    The clock runs while there is training, the waiting for data included; not while a checkpoint is saved or the model
+    is evaluated.
+    """
 
     def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         self._plans: list[Plan] = []
         self._sums: dict[str, Tensor | int] = defaultdict(int)
         self._since: float | None = None
 
     def begin(self) -> None:
-        """Start the clock, unless it runs."""
-        self._since = self._since or time.perf_counter()
+        """Start the clock, unless it runs: before the data of a step are fetched."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock inside the block."""
+        started = time.perf_counter()
+        yield
+        if self._since is not None:
+            self._since += time.perf_counter() - started
 
     def note(self, plan: Plan, supervised: Tensor, distilled: Tensor | None, attention_mask: Tensor) -> None:
         """Add a micro-batch: its plan, the losses of its answers, and its (batch, rows) mask."""
@@ -41,19 +61,17 @@ class Meters:
         """The averages, and begin anew. Waits for the device, and for the other processes."""
         if not self._plans or self._since is None:
             return {}
-        names = ("samples", "tokens", "answers", "sft_loss", "taught", "kd_loss")
-        values = [torch.as_tensor(self._sums[name], dtype=torch.float64) for name in names]
-        total = accelerator.reduce(
-            torch.stack([value.cpu() for value in values]).to(accelerator.device), "sum"
-        )
-        samples, tokens, answers, supervised, taught, distilled = total.tolist()
+        sums = torch.tensor([float(self._sums[name]) for name in _SUMS], dtype=torch.float64)
+        if accelerator.num_processes > 1:
+            sums = accelerator.reduce(sums.to(accelerator.device), "sum")
+        samples, tokens, answers, supervised, taught, distilled = sums.tolist()
         seconds = time.perf_counter() - self._since
         logs = _averages(self._plans)
         logs["sft_loss"] = supervised / max(1, answers)
         if taught:
             logs["kd_loss"] = distilled / taught
         logs["samples_per_second"], logs["tokens_per_second"] = samples / seconds, tokens / seconds
-        self.__init__()  # type: ignore[misc]
+        self._clear()
         return logs
 
 

@@ -64,7 +64,7 @@ class Objective:
             logits = head(rows)
             supervised = cross_entropy(logits, wanted)
             if told is None:
-                return supervised[None]
+                return torch.stack([supervised])  # no view: FSDP2 warns of those
             with torch.no_grad():
                 teacher = told.head(taught)
             _check_vocabularies(logits, teacher)

@@ -19,7 +19,7 @@ def freeze(model: nn.Module, config: EpicConfig) -> None:
     """Let nothing learn that `config` gives no learning rate; what is frozen already (below LoRA) stays so.
 
     Raises:
-        FovealError: nothing would be left to learn.
+        FovealError: nothing would be left to learn, or something that PEFT would not save.
     """
     rates = _rates(model, config)
     for parameter in model.parameters():
@@ -29,6 +29,7 @@ def freeze(model: nn.Module, config: EpicConfig) -> None:
         raise FovealError(
             "every learning rate is 0, or its part frozen: let the projector, the language model or the tower learn"
         )
+    _refuse_unsaved(model)
 
 
 def parameter_groups(model: nn.Module, config: EpicConfig, decayed: Collection[str]) -> list[dict[str, Any]]:
@@ -45,6 +46,22 @@ def parameter_groups(model: nn.Module, config: EpicConfig, decayed: Collection[s
         if parameter.requires_grad:
             groups[rates[id(parameter)], config.weight_decay if name in decayed else 0.0].append(parameter)
     return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
+
+
+def _refuse_unsaved(model: nn.Module) -> None:
+    """PEFT's checkpoints hold adapters, and what `modules_to_save` names."""
+    if not hasattr(model, "peft_config"):
+        return
+    from peft import get_peft_model_state_dict
+
+    kept = {
+        weight.data_ptr() for weight in get_peft_model_state_dict(model, save_embedding_layers=False).values()
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.data_ptr() not in kept:
+            raise FovealError(
+                f"{name} would learn, but PEFT saves only adapters: name its module in LoraConfig(modules_to_save=...)"
+            )
 
 
 def _rates(model: nn.Module, config: EpicConfig) -> dict[int, float]:

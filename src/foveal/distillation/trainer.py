@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list, patch_environment
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import CONFIG_NAME
+from torch.utils.data import DataLoader, Sampler
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from foveal.compressors import Compressor
+from foveal.distillation.bad_samples import skipped
+from foveal.distillation.batching import LengthSampler, TokenBudgetSampler
 from foveal.distillation.config import EpicConfig
 from foveal.distillation.data import VisionCollator
 from foveal.distillation.distil import distil
+from foveal.distillation.lengths import token_lengths
 from foveal.distillation.meters import Meters
+from foveal.distillation.resumable import ResumableTrainer
 from foveal.distillation.schedules import Plan, progress
+from foveal.distillation.stand_in import StandIn
 from foveal.distillation.trainable import freeze, parameter_groups
 from foveal.engine.families import find_parts
+from foveal.errors import FovealError
 from foveal.loading import load, record_compressor
 
-__all__ = ["EpicTrainer", "last_checkpoint"]
+__all__ = ["EpicTrainer"]
+
+_SKIPPED = "skipped.jsonl"
+_logger = logging.getLogger("foveal")
 
 
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest whole checkpoint that a trainer left in `folder`, None if there is none.
-
-    Trainer writes its state last, so a checkpoint without one was cut short and is passed over.
-    """
-    found = [path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-class EpicTrainer(Trainer):
+class EpicTrainer(ResumableTrainer):
     """Fine-tunes a vision-language model so that it stays accurate with few visual tokens.
 
     L = (1 - lambda) * cross-entropy(student) + lambda * KL(teacher || student) at the tokens that predict an answer
@@ -52,20 +53,120 @@ class EpicTrainer(Trainer):
 
     args: EpicConfig
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        processor = kwargs.get("processing_class")
-        if kwargs.get("data_collator") is None and processor is not None:
-            kwargs["data_collator"] = VisionCollator(processor)
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        args: EpicConfig,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
+        callbacks: Sequence[Any] = (),
+        **kwargs: Any,
+    ) -> None:
+        _use_one_device(args)
+        self._report: Path | None = None
+        if data_collator is None and processing_class is not None:
+            self._report = Path(str(args.output_dir)) / _SKIPPED if args.on_bad_sample == "skip" else None
+            data_collator = VisionCollator(processing_class, on_bad=args.on_bad_sample, report=self._report)
+        if args.patience is not None:
+            callbacks = [*callbacks, EarlyStoppingCallback(args.patience)]
+        super().__init__(
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            callbacks=[*callbacks, _SetEpoch()],
+            **kwargs,
+        )
         assert self.model is not None
         # The loss below divides by num_items_in_batch itself, so Trainer must count answers and scale nothing.
         self.model_accepts_loss_kwargs = True
         self._schedule = self.args.make_schedule(len(find_parts(self.model).layers))
         self._objective = self.args.make_objective()
         self._teacher_model = self._load_teacher()
+        self._stand_in = StandIn(processing_class, self._prepare_inputs)
         self._meters = Meters()
+        if self.is_fsdp_enabled:
+            _name_blocks(self.accelerator.state.fsdp_plugin, self.model)
         freeze(self.model, self.args)
         record_compressor(self.model, self.args.make_compressor())
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, as Trainer does; at the end, say how many samples were skipped.
+
+        Args:
+            resume_from_checkpoint: a checkpoint to go on from, see `last_checkpoint`; True for the last one in
+                output_dir.
+            args: Trainer's.
+            kwargs: Trainer's.
+
+        Raises:
+            FovealError: the checkpoint does not exist, or was cut short.
+        """
+        report = self._report if self.is_world_process_zero() else None
+        if report is not None and not resume_from_checkpoint:
+            report.unlink(missing_ok=True)
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        if report is not None and (count := len(skipped(report))):
+            _logger.warning("%d samples were skipped, see %s", count, report)
+        return result
+
+    def get_train_dataloader(self) -> Any:
+        """Batches of `per_device_train_batch_size` samples, or of `tokens_per_batch` tokens."""
+        budget = self.args.tokens_per_batch
+        if budget is None:
+            return super().get_train_dataloader()
+        sampler = TokenBudgetSampler(self._lengths(), budget, self._data_seed, self.args.world_size)
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        if self.args.train_sampling_strategy != "group_by_length" or not self._measurable:
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return LengthSampler(step, self._lengths(), self._data_seed)
+
+    @property
+    def _measurable(self) -> bool:
+        """Whether samples are conversations, whose length is known before they are collated."""
+        return isinstance(self.data_collator, VisionCollator)
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _lengths(self) -> list[int]:
+        """Tokens of each training sample, counted by one process."""
+        if not self._measurable:
+            raise FovealError(
+                "tokens_per_batch needs conversations and VisionCollator: leave out data_collator=, or set "
+                "per_device_train_batch_size"
+            )
+        first = self.accelerator.is_main_process
+        workers = self.args.dataloader_num_workers
+        found = [token_lengths(self.train_dataset, self.processing_class, workers) if first else None]
+        counted: list[int] = broadcast_object_list(found)[0]
+        if self.args.on_bad_sample == "stop":
+            return counted
+        return [min(length, self.data_collator.max_length) for length in counted]  # longer ones are skipped
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of a step, and the number of answers in them over all processes."""
+        self._meters.begin()
+        return super().get_batch_samples(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -75,9 +176,11 @@ class EpicTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of one micro-batch; in evaluation, the cross-entropy at the fraction the model is meant for."""
-        self._meters.begin()
         inputs = dict(inputs)
         labels: Tensor = inputs.pop("labels")
+        mask: Tensor = inputs["attention_mask"]
+        if self.accelerator.num_processes > 1:
+            inputs, labels = self._stand_in.join(inputs, labels)
         t = progress(self.state.global_step, self.state.max_steps)
         plan, student, teacher = self._next(t) if model.training else self._last()
         supervised, distilled = distil(
@@ -95,12 +198,17 @@ class EpicTrainer(Trainer):
         if distilled is not None:
             loss = loss + weight * distilled.sum()
         if model.training:
-            self._meters.note(plan, supervised, distilled, inputs["attention_mask"])
-        answers = max(1, len(supervised)) if num_items_in_batch is None else num_items_in_batch
-        loss = loss / answers
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes
+            self._meters.note(plan, supervised, distilled, mask)
+        loss = self._share(loss, supervised, num_items_in_batch)
         return (loss, {"losses": supervised}) if return_outputs else loss
+
+    def _share(self, total: Tensor, losses: Tensor, answers: Tensor | int | None) -> Tensor:
+        """A micro-batch's share of the mean over all answers of a step."""
+        if answers is None:
+            return total / max(1, len(losses))
+        mean = total / torch.as_tensor(answers).clamp(min=1)  # none where all samples of a step are bad
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return mean * processes  # which average their gradients
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """An optimizer with one group of parameters for each learning rate."""
@@ -117,19 +225,14 @@ class EpicTrainer(Trainer):
             logs = {**logs, **self._meters.read(self.accelerator)}
         super().log(logs, start_time)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load weights as from_pretrained does.
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Trainer's, with the clock of samples_per_second stopped."""
+        with self._meters.paused():
+            return super().evaluate(*args, **kwargs)
 
-        Trainer matches a checkpoint's tensor names with the module's. LLaVA's differ (files keep the names of
-        earlier releases), so that Trainer would warn, load nothing, and go on from the initial weights.
-        """
-        target = self.model if model is None else model
-        ordinary = (Path(resume_from_checkpoint) / CONFIG_NAME).is_file() and not self.is_fsdp_enabled
-        if not isinstance(target, PreTrainedModel) or not ordinary:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        stored = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
-        target.load_state_dict(stored.state_dict())
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self._meters.paused():
+            super()._save_checkpoint(model, trial)
 
     def _next(self, t: float) -> tuple[Plan, Compressor, Compressor | None]:
         """Plan, student and teacher of this step: a function of seed and step, the same in all micro-batches."""
@@ -144,7 +247,53 @@ class EpicTrainer(Trainer):
     def _load_teacher(self) -> nn.Module | None:
         if self.args.teacher_model is None:
             return None
+        if self.is_deepspeed_enabled:
+            raise FovealError(
+                "teacher_model: DeepSpeed would tear it apart: leave it out, or train with FSDP2"
+            )
         student: Any = self.model
-        teacher, _ = load(self.args.teacher_model, compressed=False, dtype=student.dtype)
+        # Whole in every process, also where the student is read by the first alone.
+        with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
+            teacher, _ = load(self.args.teacher_model, compressed=False, dtype=student.dtype)
         frozen: nn.Module = teacher.requires_grad_(False).to(self.args.device)
         return frozen
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the sampler its epoch.
+
+    Trainer and Accelerate do so too, but do not reach a sampler of ours through all that a resumed run in several
+    processes wraps around it: the run would go through the data in the order of the first epoch.
+    """
+
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        sampler = train_dataloader.batch_sampler
+        while nested := getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None):
+            sampler = nested
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch or 0))
+
+
+def _use_one_device(args: EpicConfig) -> None:
+    """Trainer would copy the model to all GPUs of a single process, and the copies would lack the hooks."""
+    if args.n_gpu > 1:
+        _logger.warning(
+            "training on 1 of %d GPUs: start with `torchrun --nproc_per_node %d` to use all",
+            args.n_gpu,
+            args.n_gpu,
+        )
+        args._n_gpu = 1
+
+
+def _name_blocks(plugin: Any, model: nn.Module) -> None:
+    """Name the blocks that FSDP shards by themselves.
+
+    Accelerate takes the model's own list, and stops at classes in it that the model does not have: LLaVA's names the
+    text embeddings of CLIP.
+    """
+    if plugin.transformer_cls_names_to_wrap is None:
+        present = {type(module).__name__ for module in model.modules()}
+        named = getattr(find_parts(model).top, "_no_split_modules", None) or ()
+        plugin.transformer_cls_names_to_wrap = sorted(present.intersection(named))
