@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-COMMANDS = ("ask", "demo", "eval", "list", "train")
+COMMANDS = ("ask", "data check", "demo", "eval", "list", "schedule", "train")
 
 
 def test_help_names_every_command(run: Any) -> None:
     ran = run("--help")
     assert ran.code == 0
     for command in COMMANDS:
-        assert command in ran.out
+        assert command.partition(" ")[0] in ran.out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_by_example(run: Any, command: str) -> None:
-    ran = run(command, "--help")
+    ran = run(*command.split(), "--help")
     assert ran.code == 0
     assert "Example" in ran.out
     assert f"foveal {command}" in ran.out

@@ -7,11 +7,17 @@ from collections.abc import Sequence
 
 import typer
 
-from foveal.cli import ask, demo, evaluate, methods, train
+from foveal.cli import ask, data, demo, evaluate, methods, schedule, train
 from foveal.cli.common import join_values
 from foveal.errors import FovealError
 
 __all__ = ["app", "main"]
+
+# Fields of EpicConfig are read by the command itself; `--batch_size` and `--batch-size` are the same.
+_ANY_OPTION = {
+    "ignore_unknown_options": True,
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
 
 app = typer.Typer(
     name="foveal",
@@ -25,7 +31,9 @@ app.command("demo")(demo.demo)
 app.command("ask")(ask.ask)
 app.command("list")(methods.methods)
 app.command("eval")(evaluate.evaluate)
-app.command("train")(train.train)
+app.command("train", context_settings=_ANY_OPTION)(train.train)
+app.command("schedule", context_settings=_ANY_OPTION)(schedule.schedule)
+app.add_typer(data.data_app, name="data")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

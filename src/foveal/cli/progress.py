@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich.console import Console
@@ -13,13 +14,19 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["EvaluationBar", "TrainingBar"]
 
+_QUIET = 30.0  # seconds between lines that are written to a file
+
 
 class TrainingBar(TrainerCallback):
-    """Shows the step, the loss and the time left on stderr, and clears itself at the end.
+    """Shows steps, time left, loss and speed on stderr, in the first of several processes.
+
+    On a terminal it is a live bar that clears itself at the end; elsewhere, such as in a cluster's log, a line every
+    half minute.
 
     Args:
         label: text before the bar.
@@ -28,21 +35,24 @@ class TrainingBar(TrainerCallback):
     def __init__(self, label: str) -> None:
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True, table_column=Column(min_width=7, no_wrap=True)),
             TextColumn("{task.fields[note]}"),
         )
-        console = Console(stderr=True)
-        hidden = not console.is_terminal
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+        self._console = Console(stderr=True)
+        self._live = self._console.is_terminal
+        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._live)
         self._task = self._bar.add_task(label, total=None, note="")
+        self._said = time.monotonic()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Draw the bar."""
-        self._bar.update(self._task, total=state.max_steps)
-        self._bar.start()
+        self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
+        if state.is_world_process_zero:
+            self._bar.start()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -58,16 +68,38 @@ class TrainingBar(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the newest loss, and the fraction of visual tokens kept in that step."""
-        if logs and "loss" in logs:
-            keep = f", {100 * logs['student_keep']:.0f} % of tokens" if "student_keep" in logs else ""
-            self._bar.update(self._task, note=f"loss {logs['loss']:.3f}{keep}")
+        """Show the newest loss and speed."""
+        if not logs or "loss" not in logs:
+            return
+        note = _note(logs)
+        self._bar.update(self._task, note=note)
+        now = time.monotonic()
+        if state.is_world_process_zero and not self._live and now - self._said >= _QUIET:
+            self._said = now
+            self._console.print(
+                f"step {state.global_step} of {state.max_steps}: {note}", highlight=False, soft_wrap=True
+            )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Clear it."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Clear it; also where training breaks off."""
         self._bar.stop()
+
+
+def _note(logs: dict[str, float]) -> str:
+    parts = [f"loss {logs['loss']:.3f}"]
+    if "student_keep" in logs:
+        parts.append(f"{100 * logs['student_keep']:.0f} % of tokens")
+    if "samples_per_second" in logs:
+        parts.append(f"{logs['samples_per_second']:.3g} samples/s")
+    if "tokens_per_second" in logs:
+        parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+    return ", ".join(parts)
 
 
 class EvaluationBar:

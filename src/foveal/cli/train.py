@@ -1,98 +1,207 @@
-"""`foveal train`: EPIC on the bundled model or one of your own."""
+"""`foveal train`: EPIC on the bundled model or one of your own, from a recipe, options, or both."""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
-from shutil import rmtree
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.common import ModelOption, load_model, parse_keep, screen
-from foveal.errors import FovealError
+from foveal.cli.common import ModelOption, print_json, screen
+
+if TYPE_CHECKING:
+    from foveal.distillation.recipe import Recipe
 
 __all__ = ["fine_tune", "train"]
 
+_OTHER_NAMES = {"out": "output_dir", "steps": "max_steps", "batch_size": "per_device_train_batch_size"}
+_BUNDLED = "bundled"
+
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for the trained checkpoint.", show_default=False)],
-    data: Annotated[
-        str, typer.Option(help="`scenes`, or a JSON or JSONL file: LLaVA's format or chat messages.")
-    ] = "scenes",
-    model: ModelOption = None,
-    method: Annotated[str, typer.Option(help="The method to train with, see `foveal list`.")] = "dart",
-    schedule: Annotated[
-        str, typer.Option(help="`tcd` (EPIC), `direct` (fixed compression), `none` (plain fine-tuning).")
-    ] = "tcd",
-    keep: Annotated[str, typer.Option(help="Fraction of visual tokens that the model is meant for.")] = "1/9",
-    layer: Annotated[int, typer.Option(help="Decoder layer at whose entry tokens are dropped, from 0.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 200,
-    batch_size: Annotated[int, typer.Option(min=1, help="Conversations per step.")] = 32,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(min=0, help="At its peak. Default: the paper's 2e-5; 5e-4 for the bundled model."),
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [--OPTION VALUE]...",
+            help="A YAML file or a bundled recipe's name, and any field of EpicConfig (transformers' TrainingArguments "
+            "included), which goes before the recipe: `--weight_decay 0.1 --report_to tensorboard`.",
+            show_default=False,
+        ),
     ] = None,
-    save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints to go on from.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, max=1023, help="Draws other batches and plans.")] = 0,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="`scenes`, or a file of conversations: LLaVA's format or chat messages.", show_default=False
+        ),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(help="Folder of its images. Default: where the file is.", show_default=False),
+    ] = None,
+    model: ModelOption = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder for the trained checkpoint.", show_default=False)
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Trained with, see `foveal list`. Default: dart.", show_default=False)
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="`tcd`, `lcd`, `icd` (EPIC), `direct` (fixed compression), `none` (plain fine-tuning). Default: tcd.",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Fraction of visual tokens that the model is meant for. Default: 1/9.", show_default=False
+        ),
+    ] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            help="Decoder layer at whose entry tokens are dropped, from 0. Default: 2.", show_default=False
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Optimizer steps. Default: one epoch of your data.", show_default=False),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Conversations per micro-batch and GPU.", show_default=False)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="At its peak. Default: the paper's 2e-5.", show_default=False)
+    ] = None,
+    save_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Steps between checkpoints to go on from. Default: 100.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=1023, help="Draws other batches and plans.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what the run would need, and where it fits. Trains nothing."),
+    ] = False,
+    list_recipes: Annotated[bool, typer.Option("--list", help="Show the bundled recipes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run or --list: print JSON.")] = False,
 ) -> None:
     """Fine-tune a model so that it stays accurate with few visual tokens.
 
-    Writes an ordinary Hugging Face checkpoint that names its method: `foveal.load` and `foveal ask` use it. A run that
-    was stopped goes on from its last checkpoint when the same command is given again.
+    Writes an ordinary Hugging Face checkpoint with a model card, which names its method: `foveal.load` and `foveal ask`
+    use it. A run that was stopped goes on from its last checkpoint when the same command is given again.
 
     Examples:
-    - `foveal train --steps 200 --out my-model`
-    - `foveal train --data llava_665k.json --model ./llava-1.5-7b-hf --steps 5000 --out llava-epic`
+    - `foveal train --out my-model` (the bundled model on procedural scenes, minutes on a CPU)
+    - `foveal train --data chats.jsonl --model ./llava-1.5-7b-hf --out my-llava --lora_rank 64`
+    - `foveal train llava-1.5-7b-lora --data llava_v1_5_mix665k.json --images . --out llava-epic --dry-run`
+    - `torchrun --nproc_per_node 8 -m foveal train recipe.yaml --data chats.jsonl --out llava-epic`
     """
-    if learning_rate is None:
-        learning_rate = 5e-4 if model is None else 2e-5
-    samples = _samples(data, steps * batch_size, seed)
-    loaded, processor = load_model(model)
-    seconds = fine_tune(
-        loaded,
-        processor,
-        samples,
-        label=schedule,
-        folder=out,
-        save_steps=save_steps,
-        method=method,
-        schedule=schedule,
-        keep=_fraction(keep),
-        layer=layer,
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
-    loaded.save_pretrained(out)
-    processor.save_pretrained(out)
-    for checkpoint in out.glob("checkpoint-*"):
-        rmtree(checkpoint)
-    rate = steps * batch_size / seconds
-    told = f"{steps} steps in {seconds:.0f} s, {rate:.1f} conversations/s"
-    screen().print(told, markup=False, soft_wrap=True)
-    following = f'next: foveal ask photo.jpg "what is in the image?" --model {out}'
-    screen().print(following, style="dim", markup=False, soft_wrap=True)
+    if list_recipes:
+        _show_recipes(as_json)
+        return
+    named = {
+        "data": data,
+        "images": images,
+        "model": model,
+        "out": out,
+        "method": method,
+        "schedule": schedule,
+        "keep": keep,
+        "layer": layer,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "save_steps": save_steps,
+        "seed": seed,
+    }
+    options = [
+        f"--{_OTHER_NAMES.get(name, name)}={value}" for name, value in named.items() if value is not None
+    ]
+    recipe = _recipe(words or [], options)
+    if dry_run:
+        from foveal.cli.dry_run import dry_run as show_needs
+
+        show_needs(recipe, as_json=as_json)
+        return
+    try:
+        _run(recipe)
+    except KeyboardInterrupt:
+        raise typer.Exit(_say_stopped(recipe)) from None
 
 
-def _fraction(text: str) -> float:
-    keep = parse_keep(text)
-    if keep == "auto":
-        raise FovealError(
-            "--keep auto: a model is trained for a budget that is known: pass a fraction such as 1/9"
-        )
-    return float(keep)
+def _recipe(words: list[str], options: list[str]) -> Recipe:
+    """What the recipe and the command line say; without either a recipe or a model, the bundled recipe."""
+    from foveal.distillation.recipe import parse_recipe
+
+    recipe = parse_recipe([*words, *options], _defaults())
+    if recipe.source is None and recipe.run.model is None:
+        recipe = parse_recipe([_BUNDLED, *words, *options], _defaults())
+    return recipe
 
 
-def _samples(data: str, size: int, seed: int) -> Any:
-    if data == "scenes":
-        from foveal.mini import SceneConversations
+def _defaults() -> dict[str, Any]:
+    """Options that fit this machine and a command that shows its own progress."""
+    import torch
 
-        return SceneConversations("train", size, seed=seed)
-    from foveal.distillation import load_conversations
+    from foveal.hardware import has_bfloat16
 
-    return load_conversations(data)
+    return {
+        "bf16": has_bfloat16(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_steps": 100,
+        "save_total_limit": 2,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+
+
+def _show_recipes(as_json: bool) -> None:
+    from rich.table import Table
+
+    from foveal.distillation.recipe import bundled_recipes
+
+    recipes = bundled_recipes()
+    if as_json:
+        print_json(recipes)
+        return
+    table = Table("recipe", "what it is", box=None)
+    for name, title in recipes.items():
+        table.add_row(name, title)
+    screen().print(table)
+    screen().print("\nfoveal train RECIPE --out FOLDER; --dry-run says what it needs", style="dim")
+
+
+def _run(recipe: Recipe) -> None:
+    """Train, unless the folder holds the finished run already."""
+    from foveal.cli.train_run import TrainingRun
+
+    run = TrainingRun(recipe)
+    if not run.finished():
+        run.train()
+        return
+    run.say(f"{run.folder} is finished: nothing to do (choose another --out to train anew)")
+    run.say_next()
+
+
+def _say_stopped(recipe: Recipe) -> int:
+    """Tell how to go on, once; the exit code of a program stopped by Ctrl-C."""
+    from foveal.distillation import last_checkpoint
+
+    if recipe.config.process_index == 0:
+        folder = recipe.config.output_dir
+        checkpoint = last_checkpoint(str(folder))
+        how = f"goes on from {checkpoint.name}" if checkpoint else "begins anew, since nothing was saved yet"
+        print(f"stopped; the same command {how} (in {folder})", file=sys.stderr)  # noqa: T201
+    return 130
 
 
 def fine_tune(
@@ -107,8 +216,6 @@ def fine_tune(
 ) -> float:
     """Train `model` in place under a live progress bar; returns the seconds it took.
 
-    The vision tower stays as it is, as in the paper: the projector and the language model learn.
-
     Args:
         model: the model to train.
         processor: its processor.
@@ -118,38 +225,11 @@ def fine_tune(
         save_steps: steps between checkpoints, None for none.
         options: of EpicConfig.
     """
-    import torch
-    from transformers import PrinterCallback
+    from foveal.cli.train_run import fit
+    from foveal.distillation import EpicConfig
 
-    from foveal.cli.progress import TrainingBar
-    from foveal.distillation import EpicConfig, EpicTrainer, last_checkpoint
-    from foveal.hardware import has_bfloat16
-
-    config = EpicConfig(
-        output_dir=str(folder),
-        save_strategy="steps" if save_steps else "no",
-        save_steps=save_steps or 0,
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=1,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
-        bf16=has_bfloat16(),
-        **options,
-    )
-    tower = model.get_encoder(modality="image")
-    if tower is not model:
-        tower.requires_grad_(False)
-    trainer = EpicTrainer(
-        model=model,
-        args=config,
-        train_dataset=samples,
-        processing_class=processor,
-        callbacks=[TrainingBar(label)],
-    )
-    trainer.remove_callback(PrinterCallback)
+    saving = {"save_strategy": "steps", "save_steps": save_steps} if save_steps else {"save_strategy": "no"}
+    config = EpicConfig(output_dir=str(folder), **{**_defaults(), **saving, **options})
     started = time.perf_counter()
-    checkpoint = last_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    fit(model, processor, samples, config, label)
     return time.perf_counter() - started

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from transformers import TrainingArguments
 
 from foveal.compressors import Compressor, get, method_class
+from foveal.distillation.data import ON_BAD
 from foveal.distillation.losses import DIVERGENCES
 from foveal.distillation.objective import Objective
 from foveal.distillation.schedules import (
@@ -103,6 +104,9 @@ class EpicConfig(TrainingArguments):
     logit_rows: int = field(
         default=1024, metadata={"help": "answer tokens whose logits are in memory at once"}
     )
+    fused_losses: bool = field(
+        default=False, metadata={"help": "compute the losses by Liger's kernels (pip install liger-kernel; GPU)"}
+    )
     least_removed_end: float = field(
         default=0.5,
         metadata={"help": "tcd, icd: lower bound of the fraction removed at the end (0 at first)"},
@@ -126,6 +130,39 @@ class EpicConfig(TrainingArguments):
     icd_gap_resets: bool = field(
         default=True, metadata={"help": "icd: whether the teacher's gap begins anew at every layer"}
     )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "train low-rank adapters (LoRA) of this rank in place of the language model's weights"},
+    )
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "adapters are scaled by lora_alpha / lora_rank; twice the rank if left out"}
+    )
+    lora_dropout: float = field(default=0.05, metadata={"help": "in front of the adapters"})
+    lora_targets: str | None = field(
+        default=None,
+        metadata={
+            "help": "linear layers of the decoder that get an adapter, such as q_proj,v_proj; all if left out"
+        },
+    )
+    dora: bool = field(
+        default=False, metadata={"help": "DoRA: the adapters' direction and magnitude learn apart"}
+    )
+
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "batches of conversations of similar length, of at most so many tokens with padding, in place of "
+            "per_device_train_batch_size"
+        },
+    )
+    on_bad_sample: str = field(
+        default="stop",
+        metadata={"help": "stop at a sample that cannot be used, or skip it and list it in skipped.jsonl"},
+    )
+    patience: int | None = field(
+        default=None,
+        metadata={"help": "stop early, after so many evaluations in a row that were not the best"},
+    )
 
     learning_rate: float = field(default=2e-5, metadata={"help": "peak learning rate"})
     projector_learning_rate: float | None = field(
@@ -147,7 +184,13 @@ class EpicConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.patience is not None and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.patience is not None:
+            self._stop_early()
+        if self.tower_learning_rate and self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = True  # most families read no features from the tower's last layer
         if self.schedule not in SCHEDULES:
             raise FovealError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
         if self.teacher not in _TEACHERS:
@@ -164,10 +207,28 @@ class EpicConfig(TrainingArguments):
             raise FovealError(f"temperature={self.temperature} must be above 0")
         if self.logit_rows < 1:
             raise FovealError(f"logit_rows={self.logit_rows} must be at least 1")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise FovealError(f"lora_rank={self.lora_rank} must be at least 1; leave it out to train all weights")
+        if not 0 <= self.lora_dropout < 1:
+            raise FovealError(f"lora_dropout={self.lora_dropout} must be in [0, 1)")
+        self._check_data()
         self.make_schedule(
             depth=self.layer + self.icd_layers
         )  # refuses bad numbers, whatever the model's depth
         self._check_methods()
+
+    def _stop_early(self) -> None:
+        if self.eval_strategy == "no":
+            raise FovealError("patience counts evaluations: set eval_strategy, too")
+        self.restore_callback_states_from_checkpoint = True  # or else a resumed run would count anew
+
+    def _check_data(self) -> None:
+        if self.on_bad_sample not in ON_BAD:
+            raise FovealError(f"unknown on_bad_sample {self.on_bad_sample!r}: choose one of {', '.join(ON_BAD)}")
+        for name in ("tokens_per_batch", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise FovealError(f"{name}={value} must be at least 1")
 
     def _check_methods(self) -> None:
         for name in (*self.methods, *((self.teacher_method,) if self.teacher_method else ())):
@@ -236,7 +297,9 @@ class EpicConfig(TrainingArguments):
 
     def make_objective(self) -> Objective:
         """What is computed of every answer token."""
-        return Objective(DIVERGENCES[self.divergence], self.temperature, self.logit_rows)
+        return Objective(
+            DIVERGENCES[self.divergence], self.temperature, self.logit_rows, self.fused_losses
+        )
 
     def make_compressor(self) -> Compressor:
         """The method the model is meant for: the first, at `keep`."""
