@@ -26,7 +26,7 @@ def test_words_go_before_the_recipe_and_that_before_the_defaults(tmp_path: Path)
     config = found.config
     assert (config.layer, config.keep, config.weight_decay, config.seed) == (3, 0.25, 0.2, 7)
     assert config.learning_rate == 1e-3
-    assert (found.run.model, found.run.max_length) == ("my-llava", 2048)
+    assert (found.run.model, found.config.max_length) == ("my-llava", 2048)
     assert set(found.given) == {"layer", "keep", "weight_decay", "model", "learning_rate"}
 
 

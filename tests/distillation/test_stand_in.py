@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import foveal
+from foveal.data import VisionCollator
 from foveal.distillation import distil
 from foveal.distillation.stand_in import StandIn
 from foveal.engine.families import find_parts
@@ -94,7 +95,7 @@ def test_it_changes_no_loss_and_no_gradient(family: str, longer: bool) -> None:
 
 def test_the_tiny_llava_takes_what_its_processor_makes() -> None:
     samples = [sample for sample in conversations() if not sample["images"]]
-    batch = foveal.distillation.VisionCollator(processor())(samples)
+    batch = VisionCollator(processor())(samples)
     labels = batch.pop("labels")
     joined, answers = StandIn(processor(), same).join(batch, labels)
     found, gradients = losses_and_gradients(model(), joined, answers)

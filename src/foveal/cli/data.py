@@ -13,7 +13,7 @@ from foveal.cli.common import print_json, screen
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
-    from foveal.distillation.data_check import DataReport
+    from foveal.data.check import DataReport
 
 __all__ = ["check", "data_app"]
 
@@ -61,8 +61,8 @@ def check(
     - `foveal data check llava_v1_5_mix665k.json --images ./images`
     - `foveal data check chats.jsonl --model ./llava-1.5-7b-hf --max-length 2048 --json`
     """
-    from foveal.distillation.conversations import load_conversations
-    from foveal.distillation.data_check import check_data
+    from foveal.data.check import check_data
+    from foveal.data.conversations import load_conversations
 
     if max_length is not None and model is None:
         raise FovealError("--max-length counts a model's tokens: name it with --model")

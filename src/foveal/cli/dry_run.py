@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from foveal.cli.common import print_json, screen
-from foveal.distillation import load_conversations
+from foveal.data import load_conversations
 from foveal.distillation.estimate import DEVICES, MFU, Device, Estimate, estimate
 from foveal.distillation.recipe import Recipe
 

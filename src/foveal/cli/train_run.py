@@ -15,9 +15,10 @@ from transformers.utils import logging
 
 from foveal.cli.common import screen
 from foveal.cli.progress import TrainingBar
-from foveal.distillation import EpicConfig, EpicTrainer, last_checkpoint, load_conversations
-from foveal.distillation.adapters import merge_adapters, with_adapters
-from foveal.distillation.bad_samples import skipped
+from foveal.data import load_conversations
+from foveal.data.bad_samples import skipped
+from foveal.distillation import EpicConfig, EpicTrainer, last_checkpoint
+from foveal.distillation.adapters import merge_adapters
 from foveal.distillation.card import TrainingFacts, model_card
 from foveal.distillation.recipe import Recipe, RunOptions, parse_recipe
 from foveal.engine.families import find_parts
@@ -31,7 +32,7 @@ _RECIPE, _RECORD, _CARD, _ADAPTER = "recipe.yaml", "training.json", "README.md",
 # A run that goes on with others of these would not be the one that was begun.
 _FIXED = {
     *EpicConfig.__annotations__,
-    *("global_batch", "max_length", "max_steps", "optim", "seed", "weight_decay"),
+    *("global_batch", "max_steps", "optim", "seed", "weight_decay"),
     *("data", "dtype", "model"),
 }
 
@@ -42,9 +43,7 @@ def fit(
     samples: Any,
     config: EpicConfig,
     label: str,
-    *,
     eval_samples: Any = None,
-    max_length: int | None = None,
 ) -> EpicTrainer:
     """Train `model` in place under a live progress bar, from the last checkpoint in the output folder on.
 
@@ -55,7 +54,6 @@ def fit(
         config: all options.
         label: the progress bar's text.
         eval_samples: to evaluate on.
-        max_length: longest conversation, in tokens; the collator's default if left out.
 
     Raises:
         FovealError: something that the options ask for is not installed, or the memory is too small.
@@ -73,9 +71,6 @@ def fit(
     except (ImportError, RuntimeError) as error:  # an integration such as TensorBoard, or an optimizer
         raise FovealError(f"the options ask for what is not there: {error}") from error
     trainer.remove_callback(PrinterCallback)
-    if max_length is not None:
-        collator: Any = trainer.data_collator
-        collator.max_length = max_length
     checkpoint = last_checkpoint(str(config.output_dir))
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -138,20 +133,18 @@ class TrainingRun:
         logging.disable_progress_bar()
         samples, held_out = self._samples(), self._held_out()
         model, processor = self._load()
-        adapted = with_adapters(model, self.config)
         if self._first:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / _RECIPE).write_text(self._own_recipe(), encoding="utf-8")
         checkpoint = last_checkpoint(self.folder)
-        self._announce(adapted, samples, checkpoint)
+        self._announce(model, samples, checkpoint)
         trainer = fit(
-            adapted,
+            model,
             processor,
             samples,
             self.config,
             self.config.schedule,
             eval_samples=held_out,
-            max_length=self.options.max_length,
         )
         self._save(trainer, processor)
         if self._first:

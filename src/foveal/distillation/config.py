@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from transformers import TrainingArguments
 
 from foveal.compressors import Compressor, get, method_class
-from foveal.distillation.data import ON_BAD
+from foveal.data.collator import ON_BAD
 from foveal.distillation.losses import DIVERGENCES
 from foveal.distillation.objective import Objective
 from foveal.distillation.schedules import (
@@ -105,7 +105,8 @@ class EpicConfig(TrainingArguments):
         default=1024, metadata={"help": "answer tokens whose logits are in memory at once"}
     )
     fused_losses: bool = field(
-        default=False, metadata={"help": "compute the losses by Liger's kernels (pip install liger-kernel; GPU)"}
+        default=False,
+        metadata={"help": "compute the losses by Liger's kernels (pip install liger-kernel; GPU)"},
     )
     least_removed_end: float = field(
         default=0.5,
@@ -132,10 +133,13 @@ class EpicConfig(TrainingArguments):
     )
     lora_rank: int | None = field(
         default=None,
-        metadata={"help": "train low-rank adapters (LoRA) of this rank in place of the language model's weights"},
+        metadata={
+            "help": "train low-rank adapters (LoRA) of this rank in place of the language model's weights"
+        },
     )
     lora_alpha: int | None = field(
-        default=None, metadata={"help": "adapters are scaled by lora_alpha / lora_rank; twice the rank if left out"}
+        default=None,
+        metadata={"help": "adapters are scaled by lora_alpha / lora_rank; twice the rank if left out"},
     )
     lora_dropout: float = field(default=0.05, metadata={"help": "in front of the adapters"})
     lora_targets: str | None = field(
@@ -148,6 +152,7 @@ class EpicConfig(TrainingArguments):
         default=False, metadata={"help": "DoRA: the adapters' direction and magnitude learn apart"}
     )
 
+    max_length: int = field(default=2048, metadata={"help": "longest conversation, in tokens"})
     tokens_per_batch: int | None = field(
         default=None,
         metadata={
@@ -190,7 +195,9 @@ class EpicConfig(TrainingArguments):
         if self.patience is not None:
             self._stop_early()
         if self.tower_learning_rate and self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = True  # most families read no features from the tower's last layer
+            self.ddp_find_unused_parameters = (
+                True  # most families read no features from the tower's last layer
+            )
         if self.schedule not in SCHEDULES:
             raise FovealError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
         if self.teacher not in _TEACHERS:
@@ -208,7 +215,9 @@ class EpicConfig(TrainingArguments):
         if self.logit_rows < 1:
             raise FovealError(f"logit_rows={self.logit_rows} must be at least 1")
         if self.lora_rank is not None and self.lora_rank < 1:
-            raise FovealError(f"lora_rank={self.lora_rank} must be at least 1; leave it out to train all weights")
+            raise FovealError(
+                f"lora_rank={self.lora_rank} must be at least 1; leave it out to train all weights"
+            )
         if not 0 <= self.lora_dropout < 1:
             raise FovealError(f"lora_dropout={self.lora_dropout} must be in [0, 1)")
         self._check_data()
@@ -224,8 +233,10 @@ class EpicConfig(TrainingArguments):
 
     def _check_data(self) -> None:
         if self.on_bad_sample not in ON_BAD:
-            raise FovealError(f"unknown on_bad_sample {self.on_bad_sample!r}: choose one of {', '.join(ON_BAD)}")
-        for name in ("tokens_per_batch", "patience"):
+            raise FovealError(
+                f"unknown on_bad_sample {self.on_bad_sample!r}: choose one of {', '.join(ON_BAD)}"
+            )
+        for name in ("max_length", "tokens_per_batch", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise FovealError(f"{name}={value} must be at least 1")
@@ -297,9 +308,7 @@ class EpicConfig(TrainingArguments):
 
     def make_objective(self) -> Objective:
         """What is computed of every answer token."""
-        return Objective(
-            DIVERGENCES[self.divergence], self.temperature, self.logit_rows, self.fused_losses
-        )
+        return Objective(DIVERGENCES[self.divergence], self.temperature, self.logit_rows, self.fused_losses)
 
     def make_compressor(self) -> Compressor:
         """The method the model is meant for: the first, at `keep`."""

@@ -168,7 +168,7 @@ def estimate(recipe: Recipe, conversations: int | None = None) -> Estimate:
     processes = run.processes or config.world_size
     batch = config.per_device_train_batch_size
     if config.tokens_per_batch is not None:
-        batch = max(1, config.tokens_per_batch // run.max_length)
+        batch = max(1, config.tokens_per_batch // config.max_length)
     accumulation = run.accumulation(batch, processes) or config.gradient_accumulation_steps
     per_step = batch * processes * accumulation
     steps = config.max_steps if config.max_steps > 0 else None
@@ -187,7 +187,7 @@ def estimate(recipe: Recipe, conversations: int | None = None) -> Estimate:
             "visual_tokens": shape.visual,
             "text_tokens": shape.text,
             "answer_tokens": shape.text // 2,
-            "max_length": run.max_length,
+            "max_length": config.max_length,
         },
     )
 
@@ -238,7 +238,7 @@ class _Shape:
             patches=_patches(parts.top.config, visual),
             visual=visual,
             text=run.text_tokens,
-            longest=max(run.max_length, visual + 1),
+            longest=max(config.max_length, visual + 1),
             weight_bytes=weight,
             learnt_bytes=4 if config.lora_rank is not None and mixed else weight,
             product_bytes=2 if mixed else weight,

@@ -42,7 +42,6 @@ class RunOptions:
     eval_data: str | None = field(
         default=None, metadata={"help": "conversations to evaluate the loss on (see eval_strategy)"}
     )
-    max_length: int = field(default=2048, metadata={"help": "longest conversation, in tokens"})
     dtype: str = field(
         default="float32",
         metadata={"help": "of the weights while they learn; bf16=true computes in bfloat16 all the same"},
@@ -70,7 +69,6 @@ class RunOptions:
         if self.dtype not in _DTYPES:
             raise FovealError(f"unknown dtype {self.dtype!r}: choose one of {', '.join(_DTYPES)}")
         for name in (
-            "max_length",
             "global_batch",
             "processes",
             "conversations",

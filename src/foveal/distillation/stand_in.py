@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from foveal.distillation.data import VisionCollator
+from foveal.data.collator import VisionCollator
 from foveal.errors import FovealError
 
 __all__ = ["StandIn"]

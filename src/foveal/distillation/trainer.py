@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from foveal.compressors import Compressor
-from foveal.distillation.bad_samples import skipped
-from foveal.distillation.batching import LengthSampler, TokenBudgetSampler
+from foveal.data.bad_samples import skipped
+from foveal.data.batching import LengthSampler, TokenBudgetSampler
+from foveal.data.collator import VisionCollator
+from foveal.data.lengths import token_lengths
+from foveal.distillation.adapters import with_adapters
 from foveal.distillation.config import EpicConfig
-from foveal.distillation.data import VisionCollator
 from foveal.distillation.distil import distil
-from foveal.distillation.lengths import token_lengths
 from foveal.distillation.meters import Meters
 from foveal.distillation.resumable import ResumableTrainer
 from foveal.distillation.schedules import Plan, progress
@@ -69,11 +70,13 @@ class EpicTrainer(ResumableTrainer):
         self._report: Path | None = None
         if data_collator is None and processing_class is not None:
             self._report = Path(str(args.output_dir)) / _SKIPPED if args.on_bad_sample == "skip" else None
-            data_collator = VisionCollator(processing_class, on_bad=args.on_bad_sample, report=self._report)
+            data_collator = VisionCollator(
+                processing_class, args.max_length, on_bad=args.on_bad_sample, report=self._report
+            )
         if args.patience is not None:
             callbacks = [*callbacks, EarlyStoppingCallback(args.patience)]
         super().__init__(
-            model,
+            with_adapters(model, args),
             args,
             data_collator,
             train_dataset,
@@ -161,7 +164,7 @@ class EpicTrainer(ResumableTrainer):
         counted: list[int] = broadcast_object_list(found)[0]
         if self.args.on_bad_sample == "stop":
             return counted
-        return [min(length, self.data_collator.max_length) for length in counted]  # longer ones are skipped
+        return [min(length, self.args.max_length) for length in counted]  # longer ones will be skipped
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of a step, and the number of answers in them over all processes."""

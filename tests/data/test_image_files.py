@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from foveal import FovealError
-from foveal.distillation.image_files import check_image, image_size
+from foveal.data.image_files import check_image, image_size
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
 

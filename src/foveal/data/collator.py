@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from foveal.distillation.answers import Tokens, answer_mask, special_tokens, tokenize
-from foveal.distillation.bad_samples import BadSample, SkipLog, bad_sample
-from foveal.distillation.conversations import conversation
-from foveal.distillation.templates import check_processor, render
+from foveal.data.answers import Tokens, answer_mask, special_tokens, tokenize
+from foveal.data.bad_samples import BadSample, SkipLog, bad_sample
+from foveal.data.conversations import conversation
+from foveal.data.templates import check_processor, render
 from foveal.errors import FovealError
 from foveal.images import open_image
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from foveal.distillation.conversations import Message
+from foveal.data.conversations import Message
 from foveal.errors import FovealError
 
 __all__ = ["Rendered", "check_processor", "render", "render_text"]

@@ -11,9 +11,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from foveal import FovealError
-from foveal.distillation import rows as rows_module
-from foveal.distillation.bad_samples import BadSample
-from foveal.distillation.conversations import load_conversations
+from foveal.data import rows as rows_module
+from foveal.data.bad_samples import BadSample
+from foveal.data.conversations import load_conversations
 
 LLAVA = {
     "id": "one",

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from foveal.distillation import lengths as lengths_module
-from foveal.distillation.bad_samples import BadSample
-from foveal.distillation.data import VisionCollator
-from foveal.distillation.lengths import token_lengths
+from foveal.data import lengths as lengths_module
+from foveal.data.bad_samples import BadSample
+from foveal.data.collator import VisionCollator
+from foveal.data.lengths import token_lengths
 from foveal.mini import SceneConversations
 from support import processors, vlm
 

@@ -24,7 +24,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
     sample comes once an epoch, and every epoch has as many batches, a multiple of the number of processes.
 
     Args:
-        lengths: tokens of each sample, see `foveal.distillation.lengths`.
+        lengths: tokens of each sample, see `foveal.data.lengths`.
         budget: tokens of a batch, padding included.
         seed: draws other batches.
         processes: how many take a batch each. Batches are split to be enough for all; where each holds one sample,

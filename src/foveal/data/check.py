@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from foveal.distillation.bad_samples import BadSample
-from foveal.distillation.bars import bar
-from foveal.distillation.conversations import Conversations
-from foveal.distillation.data import prepare_text
-from foveal.distillation.image_files import check_image
-from foveal.distillation.lengths import ImageTokens, in_batches
-from foveal.distillation.templates import check_processor
+from foveal.data.bad_samples import BadSample
+from foveal.data.bars import bar
+from foveal.data.collator import prepare_text
+from foveal.data.conversations import Conversations
+from foveal.data.image_files import check_image
+from foveal.data.lengths import ImageTokens, in_batches
+from foveal.data.templates import check_processor
 from foveal.errors import FovealError
 
 __all__ = ["DataReport", "check_data"]

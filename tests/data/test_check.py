@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from foveal import FovealError
-from foveal.distillation.conversations import Conversations, load_conversations
-from foveal.distillation.data import VisionCollator
-from foveal.distillation.data_check import check_data
+from foveal.data.check import check_data
+from foveal.data.collator import VisionCollator
+from foveal.data.conversations import Conversations, load_conversations
 from support import processors
 
 

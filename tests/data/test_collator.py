@@ -12,8 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import foveal
-from foveal.distillation.bad_samples import BadSample, skipped
-from foveal.distillation.data import VisionCollator
+from foveal.data.bad_samples import BadSample, skipped
+from foveal.data.collator import VisionCollator
 from support import processors, vlm
 
 

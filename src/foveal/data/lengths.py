@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from foveal.distillation.answers import special_tokens
-from foveal.distillation.bad_samples import BadSample
-from foveal.distillation.bars import bar
-from foveal.distillation.conversations import conversation
-from foveal.distillation.image_files import image_size
-from foveal.distillation.templates import check_processor, render_text
+from foveal.data.answers import special_tokens
+from foveal.data.bad_samples import BadSample
+from foveal.data.bars import bar
+from foveal.data.conversations import conversation
+from foveal.data.image_files import image_size
+from foveal.data.templates import check_processor, render_text
 from foveal.errors import FovealError
 
 __all__ = ["ImageTokens", "in_batches", "token_lengths"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from foveal import FovealError
-from foveal.distillation.batching import LengthSampler, TokenBudgetSampler
+from foveal.data.batching import LengthSampler, TokenBudgetSampler
 
 
 def draw(count: int, seed: int = 0) -> list[int]:

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import pairwise, takewhile
 from typing import Any
 
-from foveal.distillation.templates import Rendered
+from foveal.data.templates import Rendered
 from foveal.errors import FovealError
 
 __all__ = ["Tokens", "answer_mask", "special_tokens", "tokenize"]

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from foveal.distillation.bars import bar
+from foveal.data.bars import bar
 from foveal.errors import FovealError
 
 __all__ = ["DatasetRows", "JsonRows", "Rows", "open_rows"]

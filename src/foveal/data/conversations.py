@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from foveal.distillation.bad_samples import BadSample, id_of
-from foveal.distillation.rows import Rows, open_rows
+from foveal.data.bad_samples import BadSample, id_of
+from foveal.data.rows import Rows, open_rows
 from foveal.errors import FovealError
 
 __all__ = ["Conversations", "conversation", "load_conversations"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from foveal import FovealError
-from foveal.distillation.templates import check_processor, render
+from foveal.data.templates import check_processor, render
 from support import processors
 
 # Thoughts of earlier turns are left out, and an empty thought is put before the last answer, as by reasoning models.
