@@ -26,7 +26,7 @@ def train(
         typer.Argument(
             metavar="[RECIPE] [--OPTION VALUE]...",
             help="A YAML file or a bundled recipe's name, and any field of EpicConfig (transformers' TrainingArguments "
-            "included), which goes before the recipe: `--weight_decay 0.1 --report_to tensorboard`.",
+            "included), which wins over the recipe: `--weight_decay 0.1 --report_to tensorboard`.",
             show_default=False,
         ),
     ] = None,
