@@ -24,7 +24,7 @@ from rich.table import Table
 
 import foveal
 from foveal.cli.train import fine_tune
-from foveal.evaluation import append_row, evaluate, provenance
+from foveal.evaluation import append_row, evaluate, paired_difference, provenance
 from foveal.mini import SceneConversations, SceneQuestions
 
 RESULT = Path(__file__).parent / "results" / "schedules.jsonl"
@@ -83,6 +83,20 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
+def differences(rows: list[dict[str, Any]], control: str) -> Table:
+    """Points above the control on the same questions (95 %), by schedule and tokens kept."""
+    shown = Table(f"points above {control}", *(str(keep or "all 144") for keep in BUDGETS), box=None)
+    by_schedule = {row["setting"]["schedule"]: row["accuracy"] for row in rows}
+    for schedule, accuracy in by_schedule.items():
+        before = by_schedule[control]
+        cells = []
+        for budget in (str(keep or 144) for keep in BUDGETS):
+            scores = ([float(mark) for mark in found[budget]["correct"]] for found in (before, accuracy))
+            cells.append(paired_difference(*scores).points())
+        shown.add_row(schedule, *cells)
+    return shown
+
+
 def main() -> None:
     """Train and measure what has no row yet."""
     parser = argparse.ArgumentParser(
@@ -97,7 +111,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
-    console = Console()
+    console = Console(width=140)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = {row["setting"]["schedule"] for row in rows if row["setting"]["seed"] == options.seed}
     todo = [] if options.table else [name for name in options.schedules if name not in done]
@@ -121,6 +135,9 @@ def main() -> None:
         rows.append(row)
         console.print(table([row]))
     console.print(table(rows))
+    for control in ("none", "direct"):
+        if any(row["setting"]["schedule"] == control for row in rows):
+            console.print(differences(rows, control))
 
 
 if __name__ == "__main__":
