@@ -167,7 +167,7 @@ class Run:
 
     def detach(self) -> None:
         """Restore the model; harmless when done already."""
-        _remove(self._hooks)
+        remove(self._hooks)
 
 
 def attach(
@@ -213,16 +213,21 @@ def attach(
             "stages at once pass a list of methods"
         )
     hooks = Hooks(parts, several, visual_mask, text_tower)
-    hooks.install()
-    _attached[parts.decoder] = ref(hooks)
+    install(hooks)
     return Run(hooks)
+
+
+def install(hooks: Hooks) -> None:
+    """Put hooks in a model that has none yet, and note that it has some."""
+    hooks.install()
+    _attached[hooks.parts.decoder] = ref(hooks)
 
 
 def detach(model: nn.Module) -> None:
     """Restore a model that `attach` or `load` compressed; harmless on any other model."""
     hooks = _hooks_of(find_parts(model).decoder)
     if hooks is not None:
-        _remove(hooks)
+        remove(hooks)
 
 
 def attached(model: nn.Module) -> tuple[Compressor, ...]:
@@ -235,7 +240,7 @@ def _hooks_of(decoder: nn.Module) -> Hooks | None:
     return _attached[decoder]() if decoder in _attached else None
 
 
-def _remove(hooks: Hooks) -> None:
+def remove(hooks: Hooks) -> None:
     hooks.remove()
     if _hooks_of(hooks.parts.decoder) is hooks:
         del _attached[hooks.parts.decoder]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import foveal
+from foveal.data import VisionCollator
 from foveal.distillation import (
     SCHEDULES,
     EpicConfig,
@@ -21,9 +22,11 @@ from foveal.distillation import (
     forward_kl,
     lockstep,
 )
+from foveal.mini import SceneConversations
+from foveal.text_tower import TextTower
 from support import families
 from support.library import since_5_23
-from support.tiny import IMAGE, batch, llava
+from support.tiny import IMAGE, batch, causal_lm, llava
 
 pytestmark = pytest.mark.usefixtures("exact_softmax")
 
@@ -326,3 +329,81 @@ def test_refusals() -> None:
     lost = pytest.raises(foveal.FovealError, match=f"label {first + 8} of sample 0")
     with lost, lockstep(model, foveal.DART(keep=1), None, labels):
         model(**inputs, use_cache=False)
+
+
+def test_a_label_that_only_the_teacher_lost() -> None:
+    model = llava()
+    inputs, labels = labelled("one", "left")
+    last = int((inputs["input_ids"][0] == IMAGE).nonzero()[-1])
+    labels[0, last + 1] = inputs["input_ids"][0, last + 1]
+    with pytest.raises(foveal.FovealError, match=f"label {last + 1} of sample 0"):
+        distil(model, inputs, labels, foveal.DART(keep=1.0), foveal.Random(keep=1, seed=1))
+
+
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "sparsevlm", "pumer", "dart"])
+def test_an_image_in_a_later_turn_is_chosen_from_as_at_inference(method: str) -> None:
+    """The prompt goes on to the first answer behind the last image: earlier answers are part of it."""
+    model = llava()
+    turns = [batch([1], [9], seed=seed) for seed in (0, 1)]
+    inputs = {
+        name: torch.cat([turn[name] for turn in turns], dim=1) for name in ("input_ids", "attention_mask")
+    }
+    inputs["pixel_values"] = torch.cat([turn["pixel_values"] for turn in turns])
+    labels = torch.cat([last_words(turn) for turn in turns], dim=1)
+    labels[0, -3] = -100
+    asked = {name: value[:, :-2] if value.ndim == 2 else value for name, value in inputs.items()}
+    kept = []
+    for given, told in ((asked, {}), (inputs, {"labels": labels})):
+        with torch.no_grad(), foveal.compress(model, foveal.get(method, keep=6)) as run:
+            model(**given, **told, use_cache=False)
+        kept.append([stage.kept_in_image[1].tolist() for stage in run.stages])
+    assert kept[0] == kept[1]
+
+
+def test_two_blocks_on_one_model_are_refused() -> None:
+    model = llava()
+    _, labels = labelled("one", "left")
+    inner = pytest.raises(foveal.FovealError, match="detach")
+    with lockstep(model, foveal.DART(keep=4), None, labels), inner:
+        foveal.attach(model, foveal.DART(keep=4))
+    with foveal.compress(model, foveal.DART(keep=4)):
+        pass
+
+
+def test_a_bare_language_model_with_a_visual_mask() -> None:
+    model = causal_lm()
+    inputs, labels = labelled("ragged", "left")
+    visual = inputs["input_ids"] == IMAGE
+    embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    given = {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"]}
+    student, teacher = distil(
+        model, given, labels, foveal.DART(keep=5), foveal.DART(keep=12), visual_mask=visual
+    )
+    with torch.no_grad(), foveal.compress(model, foveal.DART(keep=5), visual_mask=visual):
+        logits = model(**given, labels=labels, use_cache=False).logits[:, :-1][labels[:, 1:] != -100]
+    expected = cross_entropy(logits, labels[:, 1:][labels[:, 1:] != -100])
+    assert torch.allclose(student, expected, atol=TOLERANCE)
+    assert teacher is not None
+    assert teacher.max() > 1e-6
+
+
+def test_a_model_that_scales_its_logits_is_refused() -> None:
+    model = llava()
+    model.config.text_config.logits_scaling = 8.0
+    with pytest.raises(foveal.FovealError, match="scales its logits"):
+        distil(model, *labelled("one", "left"), foveal.DART(keep=5))
+
+
+def test_the_text_tower_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = foveal.load(compressed=False)
+    samples = SceneConversations("train", 2)
+    inputs = VisionCollator(processor)([samples[0], samples[1]])
+    labels = inputs.pop("labels")
+    loaded: list[Any] = []
+    beside = TextTower.beside
+    monkeypatch.setattr(
+        TextTower, "beside", lambda *args, **options: loaded.append(args) or beside(*args, **options)
+    )
+    for _ in range(2):
+        distil(model, inputs, labels, foveal.TRIM(keep=9), foveal.CDPruner(keep=20))
+    assert len(loaded) == 1

@@ -159,3 +159,35 @@ def test_transformers_writes_the_trainers_state_last(tmp_path: Path, monkeypatch
         "_save_rng_state",
         "state",
     ]
+
+
+@pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt", "config.json"])
+def test_a_checkpoint_that_lacks_a_part_is_not_resumed_from(tmp_path: Path, lost: str) -> None:
+    make_trainer(tmp_path, save_strategy="steps", save_steps=3).train()
+    (tmp_path / "checkpoint-3" / lost).unlink()
+    with pytest.raises(foveal.FovealError, match=f"checkpoint-3 has no {lost}"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_a_tower_in_half_precision_does_not_round_what_learns(tmp_path: Path) -> None:
+    def mixed() -> Any:
+        learner = model(torch.float32)
+        learner.model.vision_tower.to(torch.bfloat16)
+        return learner
+
+    options = {"bf16": True, "learner": mixed()}
+    unbroken = make_trainer(tmp_path, save_strategy="steps", save_steps=3, **options)
+    unbroken.train()
+    resumed = make_trainer(tmp_path, **{**options, "learner": mixed()})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert difference(weights(unbroken), weights(resumed)) == 0
+
+
+def test_a_finished_run_takes_no_more_steps(tmp_path: Path) -> None:
+    options = {"max_steps": 4, "lr_scheduler_type": "constant"}
+    done = make_trainer(tmp_path, save_strategy="steps", save_steps=2, **options)
+    done.train()
+    again = make_trainer(tmp_path, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert again.state.global_step == 4
+    assert difference(weights(done), weights(again)) == 0

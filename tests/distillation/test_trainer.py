@@ -352,3 +352,59 @@ def test_several_gpus_in_one_process_are_one(tmp_path: Path, caplog: pytest.LogC
     EpicTrainer(model=llava(), args=config, data_collator=collate)
     assert config.n_gpu == 1
     assert "training on 1 of 2 GPUs: start with `torchrun --nproc_per_node 2` to use all" in caplog.messages
+
+
+def test_a_teacher_that_sees_all_is_logged_as_one(tmp_path: Path) -> None:
+    rows = [row for row in train(tmp_path, teacher="all").state.log_history if "loss" in row]
+    assert all(row["teacher_keep"] == 1 for row in rows)
+    assert all(row["gap"] == pytest.approx(1 - row["student_keep"]) for row in rows)
+
+
+def test_prediction_has_losses_alone(tmp_path: Path) -> None:
+    trainer = train(tmp_path, max_steps=1)
+    found = trainer.predict(dataset(4))
+    assert found.predictions is None
+    assert found.metrics["test_loss"] == pytest.approx(trainer.evaluate(dataset(4))["eval_loss"])
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [
+        ({"label_smoothing_factor": 0.1}, {}),
+        ({"torch_compile": True}, {}),
+        ({}, {"compute_metrics": lambda _: {}}),
+        ({}, {"compute_loss_func": lambda *_: 0}),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    tmp_path: Path, options: dict[str, Any], more: dict[str, Any]
+) -> None:
+    config = EpicConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
+    name = next(iter({**options, **more}))
+    with pytest.raises(foveal.FovealError, match=f"cannot do anything with {name}"):
+        EpicTrainer(llava(), config, collate, dataset(), **more)
+
+
+def test_a_teacher_shallower_than_the_path_is_refused(tmp_path: Path) -> None:
+    teacher = llava(layers=4)
+    teacher.save_pretrained(tmp_path / "teacher")
+    training.processor().save_pretrained(tmp_path / "teacher")
+    options = {"teacher_model": str(tmp_path / "teacher"), "max_steps": 2}
+    with pytest.raises(foveal.FovealError, match="teacher_model has 4 decoder layers and the student 6"):
+        train(tmp_path, schedule="lcd", **options)
+    rows = train(tmp_path, schedule="tcd", **options).state.log_history
+    assert rows[0]["kd_loss"] > 0
+
+
+def test_a_second_run_of_a_trainer_begins_anew(tmp_path: Path) -> None:
+    trainer = train(tmp_path, logging_steps=4)
+    again = trainer.state.log_history[0]
+    trainer.train()
+    assert trainer.state.log_history[0]["student_keep"] == again["student_keep"]
+
+
+def test_an_evaluation_batch_of_bad_samples_alone_does_not_count(tmp_path: Path) -> None:
+    trainer = training.make_trainer(tmp_path, on_bad_sample="skip", per_device_eval_batch_size=2)
+    samples = training.conversations(4, text_only=lambda _: False)
+    expected = trainer.evaluate(samples[2:])["eval_loss"]
+    assert trainer.evaluate(bad(samples, 0, 1))["eval_loss"] == pytest.approx(expected)

@@ -17,6 +17,7 @@ from foveal.distillation.schedules import (
     LayerSchedule,
     Plan,
     Schedule,
+    TeacherSeesAll,
     TokenSchedule,
     WithoutTeacher,
     even_layers,
@@ -264,6 +265,10 @@ class EpicConfig(TrainingArguments):
         Raises:
             FovealError: fractions or layers that make no schedule.
         """
+        schedule = self._schedule(depth)
+        return TeacherSeesAll(schedule) if self.teacher == "all" else schedule
+
+    def _schedule(self, depth: int) -> Schedule:
         name, _, ablation = self.schedule.partition("-no-")
         gap = (self.gap_start, self.gap_end)
         if ablation == "progress":
@@ -327,8 +332,7 @@ class EpicConfig(TrainingArguments):
         student = self._method(name, plan.student, plan.layer, seed)
         if plan.teacher is None:
             return student, None
-        keep = 1.0 if self.teacher == "all" else plan.teacher
-        return student, self._method(self.teacher_method or name, keep, plan.layer, seed)
+        return student, self._method(self.teacher_method or name, plan.teacher, plan.layer, seed)
 
     def _method(self, name: str, keep: float, layer: int | None = None, seed: int = 0) -> Compressor:
         """A method by name, with a layer and a seed if it takes them."""

@@ -24,6 +24,7 @@ def distil(
     teacher_model: nn.Module | None = None,
     objective: Objective | None = None,
     call: Callable[..., Any] | None = None,
+    visual_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The losses of every answer token.
 
@@ -40,13 +41,14 @@ def distil(
         teacher_model: a frozen model to learn from; None for the student's own weights.
         objective: the losses; by default cross-entropy and forward KL.
         call: the wrapped model (DDP, FSDP), which is called in place of `model`.
+        visual_mask: (batch, rows) bool naming the visual tokens where input_ids cannot.
 
     Returns:
         (answers,) cross-entropy and (answers,) divergence, None without a teacher, in reading order of `labels[:, 1:]`.
     """
     told: Compressor | Told | None = teacher
     if teacher is not None and (teacher_model is not None or not can_share(student, teacher)):
-        told = tell(teacher_model or model, teacher, labels, inputs)
-    with lockstep(model, student, told, labels, objective):
-        losses = (call or model)(**inputs, use_cache=False)
+        told = tell(model if teacher_model is None else teacher_model, teacher, labels, inputs, visual_mask)
+    with lockstep(model, student, told, labels, objective, visual_mask):
+        losses = (model if call is None else call)(**inputs, use_cache=False)
     return losses[0], None if told is None else losses[1]

@@ -399,7 +399,7 @@ def _flops(shape: _Shape, config: EpicConfig, plan: Plan) -> float:
     work += tower * (3 if config.tower_learning_rate else 1)
     if plan.teacher is None:
         return work
-    taught = _rows(shape, rows, 1.0 if config.teacher == "all" else plan.teacher, layer)
+    taught = _rows(shape, rows, plan.teacher, layer)
     if _shares(config):
         return work + head + sum(_layer_flops(shape, count) for count in taught[layer:])
     return work + head + tower + sum(_layer_flops(shape, count) for count in taught)

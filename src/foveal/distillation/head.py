@@ -42,7 +42,12 @@ class Head:
             raise FovealError(
                 f"{type(top).__name__} has no language-model head: load it with AutoModelForImageTextToText"
             )
-        scaled = [name for name in ("logit_scale", "logits_scaling") if hasattr(top.config, name)]
+        scaled = [
+            name
+            for config in (top.config, top.config.get_text_config())
+            for name in ("logit_scale", "logits_scaling", "output_multiplier")
+            if getattr(config, name, 1) != 1
+        ]
         if scaled:
             raise FovealError(
                 f"{type(top).__name__} scales its logits ({scaled[0]}): training it is not supported"

@@ -13,12 +13,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import wraps
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from foveal.compression import attached
+from foveal.compression import attached, install, remove
 from foveal.compressors import Compressor, StagedCompressor, TowerCompressor
 from foveal.distillation.head import Head
 from foveal.distillation.objective import Objective, Told
@@ -28,8 +29,10 @@ from foveal.engine.families import Parts, find_parts
 from foveal.engine.frame import Frame, Stream
 from foveal.engine.hooks import Hooks, advance, current_frame, decide
 from foveal.engine.precision import no_cached_casts
+from foveal.engine.refusals import refuse_lost_labels
 from foveal.engine.rows import restore
 from foveal.errors import FovealError
+from foveal.text_tower import TextTower
 
 __all__ = ["can_share", "lockstep", "tell"]
 
@@ -44,6 +47,7 @@ def lockstep(
     teacher: Compressor | Told | None,
     labels: Tensor,
     objective: Objective | None = None,
+    visual_mask: Tensor | None = None,
 ) -> Iterator[None]:
     """Make the model's forward return the losses of every answer token in place of logits.
 
@@ -58,6 +62,7 @@ def lockstep(
             another forward said (`tell`); None for no teacher.
         labels: (batch, rows), -100 where nothing is predicted.
         objective: the losses; by default cross-entropy and forward KL.
+        visual_mask: (batch, rows) bool naming the visual tokens where input_ids cannot.
 
     Raises:
         FovealError: teacher and student cannot share a forward (`can_share`), a label's row was dropped, or a cache is
@@ -75,13 +80,19 @@ def lockstep(
 
     def finish(head: Head, hidden: Tensor) -> Tensor:
         taught = Told(hidden[1].detach(), head) if inside is not None else told
-        return measure(head, hidden[0], targets.to(hidden.device), taught)
+        return measure(head, hidden[0], targets.to(hidden.device), taught).to(labels.device)
 
-    with _installed(model, student, inside, labels, finish):
+    with _installed(model, student, inside, labels, finish, visual_mask):
         yield
 
 
-def tell(model: nn.Module, teacher: Compressor, labels: Tensor, inputs: dict[str, Any]) -> Told:
+def tell(
+    model: nn.Module,
+    teacher: Compressor,
+    labels: Tensor,
+    inputs: dict[str, Any],
+    visual_mask: Tensor | None = None,
+) -> Told:
     """What a model says about the answers, in a forward of its own without gradient.
 
     Args:
@@ -89,6 +100,7 @@ def tell(model: nn.Module, teacher: Compressor, labels: Tensor, inputs: dict[str
         teacher: its compression.
         labels: (batch, rows), -100 where nothing is predicted.
         inputs: the model's inputs without labels.
+        visual_mask: (batch, rows) bool naming the visual tokens where input_ids cannot.
     """
     heads: list[Head] = []
 
@@ -96,25 +108,30 @@ def tell(model: nn.Module, teacher: Compressor, labels: Tensor, inputs: dict[str
         heads.append(head)
         return hidden[0]
 
-    with torch.no_grad(), no_cached_casts(), _installed(model, teacher, None, labels, finish):
+    with torch.no_grad(), no_cached_casts(), _installed(model, teacher, None, labels, finish, visual_mask):
         hidden = model(**inputs, use_cache=False)
     return Told(hidden, heads[0])
 
 
 @contextmanager
 def _installed(
-    model: nn.Module, student: Compressor, teacher: Compressor | None, labels: Tensor, finish: Finish
+    model: nn.Module,
+    student: Compressor,
+    teacher: Compressor | None,
+    labels: Tensor,
+    finish: Finish,
+    visual_mask: Tensor | None,
 ) -> Iterator[None]:
     if attached(model):
         raise FovealError("this model is compressed already: call foveal.detach(model) before training it")
     if teacher is student:
         teacher = replace(teacher)  # each is known by its identity
-    hooks = _AnswerHooks(find_parts(model), student, teacher, labels, finish)
-    hooks.install()
+    hooks = _AnswerHooks(find_parts(model), student, teacher, labels, finish, visual_mask)
+    install(hooks)
     try:
         yield
     finally:
-        hooks.remove()
+        remove(hooks)
 
 
 def can_share(student: Compressor, teacher: Compressor) -> bool:
@@ -123,14 +140,33 @@ def can_share(student: Compressor, teacher: Compressor) -> bool:
     return not alone and student.layer == teacher.layer
 
 
+# Loaded once a model, not once a step.
+_text_towers: WeakKeyDictionary[nn.Module, TextTower] = WeakKeyDictionary()
+
+
+def _text_tower(parts: Parts, method: Compressor) -> TextTower | None:
+    """CLIP's text tower, for a method that compares questions with images."""
+    if not isinstance(method, TowerCompressor) or not method.needs_text:
+        return None
+    if parts.top not in _text_towers:
+        _text_towers[parts.top] = TextTower.beside(parts.top)
+    return _text_towers[parts.top].to(next(parts.tower.parameters()).device)
+
+
 class _AnswerHooks(Hooks):
     """The engine's hooks with a second stream of rows, and something else in place of logits."""
 
     def __init__(
-        self, parts: Parts, student: Compressor, teacher: Compressor | None, labels: Tensor, finish: Finish
+        self,
+        parts: Parts,
+        student: Compressor,
+        teacher: Compressor | None,
+        labels: Tensor,
+        finish: Finish,
+        visual_mask: Tensor | None,
     ) -> None:
         self.teacher = teacher
-        super().__init__(parts, (student,))
+        super().__init__(parts, (student,), visual_mask, text_tower=_text_tower(parts, student))
         self.labels = labels
         self._finish = finish
         self._head = Head.of(parts)
@@ -175,6 +211,8 @@ class _AnswerHooks(Hooks):
             context = self._context(self.teacher, frame, hidden)
             result, index = decide(self.teacher, frame, context, past)
             frame.teacher = result.stream
+            if result.stream is not frame.whole:
+                refuse_lost_labels(frame, result.stream)
             frame.teacher_hidden = advance(frame, frame.current, context.hidden, result, index)
         return super()._choose(compressor, frame, hidden, past)
 
@@ -199,7 +237,8 @@ class _AnswerHooks(Hooks):
 
     def _after_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         output = super()._after_decoder(module, args, kwargs, output)
-        answers = (self.labels[:, 1:] != -100).nonzero(as_tuple=True)
+        labels = self.labels.to(output.last_hidden_state.device)
+        answers = (labels[:, 1:] != -100).nonzero(as_tuple=True)
         streams = [output.last_hidden_state[answers]]
         if self.teacher is not None:
             streams.append(self._teacher_rows(streams[0], answers))

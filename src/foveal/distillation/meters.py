@@ -42,9 +42,11 @@ class Meters:
     def paused(self) -> Iterator[None]:
         """Stop the clock inside the block."""
         started = time.perf_counter()
-        yield
-        if self._since is not None:
-            self._since += time.perf_counter() - started
+        try:
+            yield
+        finally:
+            if self._since is not None:
+                self._since += time.perf_counter() - started
 
     def note(self, plan: Plan, supervised: Tensor, distilled: Tensor | None, attention_mask: Tensor) -> None:
         """Add a micro-batch: its plan, the losses of its answers, and its (batch, rows) mask."""

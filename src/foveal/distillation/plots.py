@@ -57,9 +57,8 @@ def _draw_tokens(axes: Any, config: EpicConfig, depth: int) -> None:
     taught = [(t, plan.teacher) for t, plan in dots if plan.teacher is not None]
     if taught:
         bands = [moment.teacher or (float("nan"), float("nan")) for moment in course]
-        ends = [1.0 if config.teacher == "all" else keep for _, keep in taught]
         _band(axes, [moment.t for moment in course], bands, _TEACHER)
-        axes.plot([t for t, _ in taught], ends, "^", color=_TEACHER, markersize=4, label="teacher")
+        axes.plot(*zip(*taught, strict=True), "^", color=_TEACHER, markersize=4, label="teacher")
     _band(axes, [moment.t for moment in course], [moment.student for moment in course], _STUDENT)
     axes.plot(
         [t for t, _ in dots],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from accelerate.utils.constants import FSDP_MODEL_NAME
 from torch import nn
 from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer import OPTIMIZER_NAME_BIN, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
@@ -37,6 +38,11 @@ class ResumableTrainer(Trainer):
             remove_cut_short(str(self.args.output_dir))
         return super().train(checkpoint, *args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer asks whether it is done behind each step only: a finished run would take one more when resumed.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save an ordinary checkpoint, also where the run's own are sharded. All processes must call it."""
         if self.is_fsdp_enabled and not _internal_call:
@@ -55,7 +61,22 @@ class ResumableTrainer(Trainer):
                 f"{folder if checkpoint is True else checkpoint} holds no whole checkpoint: pass another one as "
                 "resume_from_checkpoint, or none to train from the start"
             )
+        if missing := self._missing(found):
+            raise FovealError(
+                f"{found} has no {missing} (was it saved with save_only_model?): training cannot go on from it; load "
+                "its weights and start anew"
+            )
         return str(found)
+
+    def _missing(self, checkpoint: Path) -> str | None:
+        """What Trainer would silently go on without; sharded checkpoints are looked at by those who load them."""
+        if self._sharded:
+            return None
+        wanted: tuple[tuple[str, ...], ...] = ((OPTIMIZER_NAME, OPTIMIZER_NAME_BIN), (SCHEDULER_NAME,))
+        if isinstance(self.model, PreTrainedModel):
+            wanted += ((CONFIG_NAME,),)
+        lacking = (names for names in wanted if not any((checkpoint / name).is_file() for name in names))
+        return next((names[0] for names in lacking), None)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if not self.args.should_save:
@@ -92,7 +113,9 @@ class ResumableTrainer(Trainer):
         if self._sharded or not ordinary:
             return False
         model: Any = self.model
-        stored = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+        # In the widest type of its parameters: `model.dtype` is the first one's, often a frozen tower's.
+        widest = reduce(torch.promote_types, {parameter.dtype for parameter in model.parameters()})
+        stored = type(model).from_pretrained(checkpoint, dtype=widest)
         model.load_state_dict(stored.state_dict())
         return True
 

@@ -19,6 +19,7 @@ __all__ = [
     "LayerSchedule",
     "Plan",
     "Schedule",
+    "TeacherSeesAll",
     "TokenSchedule",
     "WithoutTeacher",
     "even_layers",
@@ -203,6 +204,18 @@ class WithoutTeacher:
     def plan(self, t: float, draw: random.Random) -> Plan:
         """The plan of `schedule` without its teacher."""
         return replace(self.schedule.plan(t, draw), teacher=None)
+
+
+@dataclass(frozen=True)
+class TeacherSeesAll:
+    """A schedule whose teacher keeps all tokens."""
+
+    schedule: Schedule
+
+    def plan(self, t: float, draw: random.Random) -> Plan:
+        """The plan of `schedule`, its teacher uncompressed where there is one."""
+        plan = self.schedule.plan(t, draw)
+        return plan if plan.teacher is None else replace(plan, teacher=1.0)
 
 
 def even_layers(depth: int, last_layer: int, count: int) -> tuple[int, ...]:

@@ -74,5 +74,5 @@ def _moment(config: EpicConfig, depth: int, schedule: Schedule, t: float) -> Mom
     )  # the most removed, the least kept
     teacher = None
     if least.teacher is not None and most.teacher is not None:
-        teacher = (1.0, 1.0) if config.teacher == "all" else (least.teacher, most.teacher)
+        teacher = (least.teacher, most.teacher)
     return Moment(t, layer_of(config, least, depth), (least.student, most.student), teacher)

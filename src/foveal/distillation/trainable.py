@@ -54,8 +54,13 @@ def _refuse_unsaved(model: nn.Module) -> None:
         return
     from peft import get_peft_model_state_dict
 
+    adapted: Any = model
     kept = {
-        weight.data_ptr() for weight in get_peft_model_state_dict(model, save_embedding_layers=False).values()
+        weight.data_ptr()
+        for adapter in adapted.peft_config
+        for weight in get_peft_model_state_dict(
+            model, adapter_name=adapter, save_embedding_layers=False
+        ).values()
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.data_ptr() not in kept:

@@ -67,6 +67,7 @@ class EpicTrainer(ResumableTrainer):
         **kwargs: Any,
     ) -> None:
         _use_one_device(args)
+        _refuse_ignored(args, kwargs)
         self._report: Path | None = None
         if data_collator is None and processing_class is not None:
             self._report = Path(str(args.output_dir)) / _SKIPPED if args.on_bad_sample == "skip" else None
@@ -91,6 +92,7 @@ class EpicTrainer(ResumableTrainer):
         self._schedule = self.args.make_schedule(len(find_parts(self.model).layers))
         self._objective = self.args.make_objective()
         self._teacher_model = self._load_teacher()
+        self._check_depths()
         self._stand_in = StandIn(processing_class, self._prepare_inputs)
         self._meters = Meters()
         if self.is_fsdp_enabled:
@@ -113,6 +115,7 @@ class EpicTrainer(ResumableTrainer):
         report = self._report if self.is_world_process_zero() else None
         if report is not None and not resume_from_checkpoint:
             report.unlink(missing_ok=True)
+        self._meters = Meters()
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         if report is not None and (count := len(skipped(report))):
             _logger.warning("%d samples were skipped, see %s", count, report)
@@ -203,12 +206,18 @@ class EpicTrainer(ResumableTrainer):
         if model.training:
             self._meters.note(plan, supervised, distilled, mask)
         loss = self._share(loss, supervised, num_items_in_batch)
-        return (loss, {"losses": supervised}) if return_outputs else loss
+        return (loss, {}) if return_outputs else loss
+
+    def prediction_step(self, model: Any, inputs: Any, _loss_only: bool, ignore_keys: Any = None) -> Any:
+        """The loss alone: logits exist for answers only, and for few of them at a time."""
+        return super().prediction_step(model, inputs, True, ignore_keys)
 
     def _share(self, total: Tensor, losses: Tensor, answers: Tensor | int | None) -> Tensor:
         """A micro-batch's share of the mean over all answers of a step."""
         if answers is None:
             return total / max(1, len(losses))
+        if not total.requires_grad and not len(losses):
+            return total * torch.nan  # Trainer leaves it out of the average
         mean = total / torch.as_tensor(answers).clamp(min=1)  # none where all samples of a step are bad
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return mean * processes  # which average their gradients
@@ -247,6 +256,17 @@ class EpicTrainer(ResumableTrainer):
         """What the model is meant for."""
         return Plan(self.args.keep, None), self.args.make_compressor(), None
 
+    def _check_depths(self) -> None:
+        if self._teacher_model is None or not self.args.schedule.startswith(("lcd", "icd")):
+            return
+        assert self.model is not None
+        own, teachers = (len(find_parts(model).layers) for model in (self.model, self._teacher_model))
+        if teachers < own:
+            raise FovealError(
+                f"teacher_model has {teachers} decoder layers and the student {own}: schedule {self.args.schedule} "
+                "begins behind the teacher's last one; take schedule tcd, or a teacher as deep as the student"
+            )
+
     def _load_teacher(self) -> nn.Module | None:
         if self.args.teacher_model is None:
             return None
@@ -277,6 +297,18 @@ class _SetEpoch(TrainerCallback):
             sampler = nested
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(int(state.epoch or 0))
+
+
+def _refuse_ignored(args: EpicConfig, options: dict[str, Any]) -> None:
+    """What EPIC's own loss and optimizer would pass over, and compiling, which hooks stand against."""
+    ignored = [
+        name
+        for name in ("compute_loss_func", "optimizer_cls_and_kwargs", "compute_metrics")
+        if options.get(name)
+    ]
+    ignored += [name for name in ("label_smoothing_factor", "torch_compile") if getattr(args, name)]
+    if ignored:
+        raise FovealError(f"EPIC training cannot do anything with {ignored[0]}: leave it out")
 
 
 def _use_one_device(args: EpicConfig) -> None:

@@ -244,7 +244,7 @@ class Frame:
             rows=torch.arange(rows, device=visual.device).expand(batch, -1),
             numbers=torch.where(visual, numbers, -1),
             text=text,
-            prompt=_prompt(real, labels, asked),
+            prompt=_prompt(real, visual, labels, asked),
             lengths=tuple(lengths_host),
             row_counts=(rows,) * batch,
         )
@@ -303,9 +303,16 @@ def _refuse_ends(on_image: bool, on_padding: bool) -> None:
         )
 
 
-def _prompt(real: Tensor, labels: Tensor | None, asked: int) -> Tensor:
-    """Real rows before the first answer that is trained on, or scored: drafts of assisted decoding are no prompt."""
-    prompt = real if labels is None else real & ((labels.to(real.device) != -100).cumsum(dim=1) == 0)
+def _prompt(real: Tensor, visual: Tensor, labels: Tensor | None, asked: int) -> Tensor:
+    """Real rows before the first answer behind the last image: what an image is asked comes behind it.
+
+    Drafts of assisted decoding are no prompt.
+    """
+    prompt = real
+    if labels is not None:
+        answered = (labels.to(real.device) != -100).cumsum(dim=1)
+        before_images = answered.where(visual, 0).amax(dim=1, keepdim=True)
+        prompt = real & (answered <= before_images)
     if asked > 1:
         prompt = prompt & (torch.arange(real.shape[1], device=real.device) <= real.shape[1] - asked)
     return prompt

@@ -398,7 +398,7 @@ class Hooks:
         frame.stages.append(result)
         if result.stream is not frame.whole:
             frame.student = result.stream
-            refuse_lost_labels(frame)
+            refuse_lost_labels(frame, result.stream)
         return advance(frame, before, hidden, result, index)
 
     def _look(

@@ -13,7 +13,7 @@ from transformers import Cache
 
 from foveal.compressors.base import Compressor
 from foveal.compressors.context import Selection
-from foveal.engine.frame import Frame
+from foveal.engine.frame import Frame, Stream
 from foveal.engine.rows import restore
 from foveal.errors import FovealError
 
@@ -138,11 +138,11 @@ def refuse_cache(cache: Cache, attention: str) -> None:
         )
 
 
-def refuse_lost_labels(frame: Frame) -> None:
+def refuse_lost_labels(frame: Frame, stream: Stream) -> None:
     """A label is predicted by the row before it: that row must still exist."""
-    if frame.labels is None or frame.student is None:
+    if frame.labels is None:
         return
-    rows = frame.student.rows
+    rows = stream.rows
     alive = restore(torch.ones_like(rows)[..., None], rows, frame.length)[..., 0].bool()
     labels = frame.labels.to(rows.device)
     lost = (labels[:, 1:] != -100) & ~alive[:, :-1]
