@@ -274,3 +274,31 @@ def test_what_is_refused_of_folders_and_steps(run: Any, checkpoint: Path, tmp_pa
         ran = run("train", *words)
         assert (ran.code, len(ran.err.strip().splitlines())) == (2, 1)
         assert message in ran.err
+
+
+def test_own_data_takes_one_epoch_also_on_the_bundled_model(tmp_path: Path) -> None:
+    from foveal.cli.train import _recipe
+
+    recipe = _recipe([], {"data": "chats.json", "out": str(tmp_path)})
+    assert recipe.config.max_steps < 1
+    assert recipe.config.learning_rate == 2e-5
+    assert _recipe([], {"out": str(tmp_path)}).config.max_steps == 200
+
+
+def test_json_without_a_dry_run_is_refused(run: Any, tmp_path: Path) -> None:
+    ran = run("train", "--json", "--out", tmp_path)
+    assert ran.code == 2
+    assert "--json goes with --dry-run or --list" in ran.err
+
+
+def test_the_losses_of_a_card_are_those_of_the_weights_that_are_kept() -> None:
+    from foveal.cli.train_run import _last_losses
+
+    logs = [
+        {"loss": 3.0, "sft_loss": 3.0, "step": 1},
+        {"eval_loss": 4.9, "step": 1},
+        {"loss": 2.0, "sft_loss": 2.0, "step": 2},
+        {"eval_loss": 10.9, "step": 2},
+    ]
+    assert _last_losses(logs, kept=1)["eval_loss"] == 4.9
+    assert _last_losses(logs, kept=2)["eval_loss"] == 10.9

@@ -71,8 +71,10 @@ def test_both_forms_and_samples_without_image(tmp_path: Path, form: str, start: 
 
 
 def test_images_elsewhere(tmp_path: Path) -> None:
-    found = load_conversations(write(tmp_path, json.dumps([LLAVA, {**LLAVA, "image": "/x/y.png"}])), "else")
-    assert [good(sample)["images"] for sample in found] == [[Path("else/cat.jpg")], [Path("/x/y.png")]]
+    folder = tmp_path / "else"
+    folder.mkdir()
+    found = load_conversations(write(tmp_path, json.dumps([LLAVA, {**LLAVA, "image": "/x/y.png"}])), folder)
+    assert [good(sample)["images"] for sample in found] == [[folder / "cat.jpg"], [Path("/x/y.png")]]
 
 
 def test_marks_stay_where_they_stand(tmp_path: Path) -> None:
@@ -232,9 +234,9 @@ def test_parquet(
         load_conversations(source)
 
 
-def test_paths_in_columns_begin_at_the_image_folder() -> None:
+def test_paths_in_columns_begin_at_the_image_folder(tmp_path: Path) -> None:
     data = datasets.Dataset.from_list([{"image": "cat.jpg", "conversations": LLAVA["conversations"]}])
-    assert good(load_conversations(data, "pictures")[0])["images"] == [Path("pictures/cat.jpg")]
+    assert good(load_conversations(data, tmp_path)[0])["images"] == [tmp_path / "cat.jpg"]
 
 
 def test_a_broken_image_is_bad_alone() -> None:
@@ -267,3 +269,27 @@ def test_without_datasets_the_extra_is_named(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(FovealError, match=r'pip install "foveal\[train\]"'):
         load_conversations(tmp_path / "a.parquet")
     assert len(load_conversations(write(tmp_path, json.dumps([LLAVA])))) == 1
+
+
+def test_a_file_that_is_no_json_at_all_is_refused_whole(tmp_path: Path) -> None:
+    for text in (json.dumps({"data": [LLAVA]}, indent=1), "image,question\na.jpg,what?\nb.jpg,where?\n"):
+        with pytest.raises(FovealError, match="neither one JSON array nor JSONL"):
+            load_conversations(write(tmp_path, text))
+
+
+def test_a_folder_of_images_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FovealError, match=r"no such folder of images: .*gone"):
+        load_conversations(write(tmp_path, json.dumps([LLAVA])), tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({**LLAVA, "image": None, "video": "v.mp4"}, "video cannot be trained on"),
+        ({**LLAVA, "image": "https://example.com/cat.jpg"}, "is not on this machine: download it"),
+    ],
+)
+def test_what_cannot_be_fetched(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+    found = load_conversations(write(tmp_path, json.dumps([row])))[0]
+    assert isinstance(found, BadSample)
+    assert reason in found.reason

@@ -53,7 +53,9 @@ def test_both_spellings_of_an_option(field: str) -> None:
     value = {"max_steps": "3", "weight_decay": "0.5", "dora": "true"}.get(
         field, "linear" if "lr" in field else "dart"
     )
-    plain, dashed = (parse_recipe([f"--{name}={value}"], CPU) for name in (field, field.replace("_", "-")))
+    plain, dashed = (
+        parse_recipe([f"--{name}={value}", "--lora_rank=8"], CPU) for name in (field, field.replace("_", "-"))
+    )
     assert plain.given == dashed.given
     assert field in plain.given
 
@@ -129,3 +131,25 @@ def test_the_papers_recipe() -> None:
     assert (config.method, config.layer, config.weight(0.5), config.bf16) == ("dart", 2, 0.7, True)
     assert config.gradient_checkpointing
     assert isinstance(config, TrainingArguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image_dir: /my pictures/x", "no option --image_dir"),
+        ("lora: {a: 1}", "no option --lora"),
+        ("batch_size: 2", "no option --batch_size here: write --per_device_train_batch_size"),
+        ("dtype: float16\nbf16: true", "float16 and bf16 do not go together"),
+        ("dora: true", "pass lora_rank, too"),
+    ],
+)
+def test_what_a_recipe_cannot_say(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(FovealError, match=message):
+        parse_recipe([recipe_file(tmp_path, text)], CPU)
+
+
+def test_the_best_model_is_saved_as_often_as_it_is_looked_for() -> None:
+    words = ["--load_best_model_at_end=true", "--eval_strategy=steps", "--eval_steps=7"]
+    config = parse_recipe(words, {**CPU, "save_steps": 100}).config
+    assert (config.save_strategy, config.save_steps) == ("steps", 7)
+    assert parse_recipe([*words, "--save_steps=14"], CPU).config.save_steps == 14

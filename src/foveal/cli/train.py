@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveal.cli.common import ModelOption, print_json, screen
+from foveal.errors import FovealError
 
 if TYPE_CHECKING:
     from foveal.distillation.recipe import Recipe
 
 __all__ = ["fine_tune", "train"]
 
-_OTHER_NAMES = {"out": "output_dir", "steps": "max_steps", "batch_size": "per_device_train_batch_size"}
 _BUNDLED = "bundled"
 
 
@@ -106,6 +106,8 @@ def train(
     if list_recipes:
         _show_recipes(as_json)
         return
+    if as_json and not dry_run:
+        raise FovealError("--json goes with --dry-run or --list: a run writes its results to training.json")
     named = {
         "data": data,
         "images": images,
@@ -121,10 +123,7 @@ def train(
         "save_steps": save_steps,
         "seed": seed,
     }
-    options = [
-        f"--{_OTHER_NAMES.get(name, name)}={value}" for name, value in named.items() if value is not None
-    ]
-    recipe = _recipe(words or [], options)
+    recipe = _recipe(words or [], {name: value for name, value in named.items() if value is not None})
     if dry_run:
         from foveal.cli.dry_run import dry_run as show_needs
 
@@ -136,12 +135,13 @@ def train(
         raise typer.Exit(_say_stopped(recipe)) from None
 
 
-def _recipe(words: list[str], options: list[str]) -> Recipe:
-    """What the recipe and the command line say; without either a recipe or a model, the bundled recipe."""
-    from foveal.distillation.recipe import parse_recipe
+def _recipe(words: list[str], named: dict[str, Any]) -> Recipe:
+    """What the recipe and the command line say; without a recipe, a model and data, the bundled recipe."""
+    from foveal.distillation.recipe import SHORT_NAMES, parse_recipe
 
+    options = [f"--{SHORT_NAMES.get(name, name)}={value}" for name, value in named.items()]
     recipe = parse_recipe([*words, *options], _defaults())
-    if recipe.source is None and recipe.run.model is None:
+    if recipe.source is None and recipe.run.model is None and recipe.run.data == "scenes":
         recipe = parse_recipe([_BUNDLED, *words, *options], _defaults())
     return recipe
 

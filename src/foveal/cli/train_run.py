@@ -10,7 +10,7 @@ from shutil import rmtree
 from typing import Any
 
 import torch
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerState
 from transformers.utils import logging
 
 from foveal.cli.common import screen
@@ -216,11 +216,13 @@ class TrainingRun:
         seconds = next(log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log)
         facts = TrainingFacts(
             conversations=conversations,
-            skipped=len(skipped(self.folder / "skipped.jsonl")),
+            skipped=sum(  # those of eval_data apart
+                name.startswith(f"{self.options.data}, ") for name in skipped(self.folder / "skipped.jsonl")
+            ),
             steps=state.global_step,
             per_step=self._step_size(),
             seconds=seconds,
-            losses=_last_losses(state.log_history),
+            losses=_last_losses(state.log_history, _kept_step(self.config, state)),
             depth=len(find_parts(trainer.model).layers),  # type: ignore[arg-type]
             provenance=provenance(self.config.seed),
         )
@@ -263,8 +265,14 @@ def _value(recipe: Recipe, name: str) -> Any:
     return getattr(recipe.run if own else recipe.config, name)
 
 
-def _last_losses(logs: list[dict[str, float]]) -> dict[str, float]:
-    """Means over the last tenth of the training logs, and the last evaluation's loss."""
+def _kept_step(config: EpicConfig, state: TrainerState) -> int:
+    """The step whose weights are the result."""
+    best = state.best_model_checkpoint if config.load_best_model_at_end else None
+    return state.global_step if best is None else int(best.rpartition("-")[2])
+
+
+def _last_losses(logs: list[dict[str, float]], kept: int) -> dict[str, float]:
+    """Means over the last tenth of the training logs, and the loss of the weights that are kept, where evaluated."""
     trained = [log for log in logs if "loss" in log]
     late = trained[-max(1, len(trained) // 10) :]
     found = {}
@@ -272,5 +280,5 @@ def _last_losses(logs: list[dict[str, float]]) -> dict[str, float]:
         values = [log[name] for log in late if name in log]
         if values:
             found[name] = sum(values) / len(values)
-    evaluated = [log["eval_loss"] for log in logs if "eval_loss" in log]
+    evaluated = [log["eval_loss"] for log in logs if log.get("step", kept) == kept and "eval_loss" in log]
     return {**found, "eval_loss": evaluated[-1]} if evaluated else found

@@ -37,11 +37,14 @@ def load_conversations(source: Any, image_folder: str | Path | None = None) -> C
         image_folder: where relative image paths begin; default: beside the file.
 
     Raises:
-        FovealError: no such file, it cannot be read, or it is empty. Bad rows are no error here, see `Conversations`.
+        FovealError: no such file or folder of images, it cannot be read, or it is empty. Bad rows are no error here,
+            see `Conversations`.
     """
     rows = open_rows(source)
     if not len(rows):
         raise FovealError(f"{rows.name} holds no conversations")
+    if image_folder is not None and not Path(image_folder).is_dir():
+        raise FovealError(f"no such folder of images: {image_folder}")
     return Conversations(rows, rows.folder if image_folder is None else Path(image_folder))
 
 
@@ -81,6 +84,8 @@ def conversation(row: Any, folder: Path) -> dict[str, Any]:
     Raises:
         FovealError: the row has neither form, or images and their places do not match.
     """
+    if isinstance(row, Mapping) and (row.get("video") or row.get("videos")):
+        raise FovealError("video cannot be trained on: remove the row, or give its frames as `images`")
     if not isinstance(row, Mapping) or not isinstance(row.get("messages") or row.get("conversations"), list):
         raise FovealError("expected an object with `messages` or LLaVA's `conversations`")
     messages = [_message(turn) for turn in row.get("messages") or row["conversations"]]
@@ -147,6 +152,8 @@ def _bare(part: dict[str, Any]) -> dict[str, Any]:
 def _image(image: Any, folder: Path) -> Image.Image | Path | bytes:
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        raise FovealError(f"{image} is not on this machine: download it and name the file")
     if isinstance(image, str | Path):
         return folder / image
     if isinstance(image, Image.Image | bytes):

@@ -62,6 +62,9 @@ def open_rows(source: Any) -> Rows:
     return JsonRows(path)
 
 
+_PROBED = 8  # rows of which one at least must be JSON
+
+
 class JsonRows:
     """The elements of a JSON array, or the lines of a JSONL file.
 
@@ -77,6 +80,15 @@ class JsonRows:
                 self._ranges = _ranges(file, path)
         except OSError as error:
             raise FovealError(f"cannot read {path}: {error}") from error
+        if len(self) > 1 and not any(self._is_json(row) for row in range(min(len(self), _PROBED))):
+            raise FovealError(f"{path} is neither one JSON array nor JSONL, one object a line: convert it")
+
+    def _is_json(self, row: int) -> bool:
+        try:
+            self[row]
+        except ValueError:
+            return False
+        return True
 
     def __len__(self) -> int:
         return len(self._ranges)

@@ -196,51 +196,51 @@ class EpicConfig(TrainingArguments):
         if self.patience is not None:
             self._stop_early()
         if self.tower_learning_rate and self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = (
-                True  # most families read no features from the tower's last layer
-            )
-        if self.schedule not in SCHEDULES:
-            raise FovealError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
-        if self.teacher not in _TEACHERS:
-            raise FovealError(f"unknown teacher {self.teacher!r}: choose one of {', '.join(_TEACHERS)}")
-        if self.divergence not in DIVERGENCES:
-            raise FovealError(
-                f"unknown divergence {self.divergence!r}: choose one of {', '.join(DIVERGENCES)}"
-            )
+            # Most families read no features from the tower's last layer.
+            self.ddp_find_unused_parameters = True
+        self._check_choices()
+        self._check_numbers()
+        self._check_adapters()
+        self.make_schedule(self.layer + self.icd_layers)  # refuses bad numbers, whatever the model's depth
+        self._check_methods()
+
+    def _check_choices(self) -> None:
+        choices = {
+            "schedule": SCHEDULES,
+            "teacher": _TEACHERS,
+            "divergence": tuple(DIVERGENCES),
+            "on_bad_sample": ON_BAD,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise FovealError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
+
+    def _check_numbers(self) -> None:
         for name in ("distill_weight", "distill_weight_end"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise FovealError(f"{name}={value} must be in [0, 1]")
         if self.temperature <= 0:
             raise FovealError(f"temperature={self.temperature} must be above 0")
-        if self.logit_rows < 1:
-            raise FovealError(f"logit_rows={self.logit_rows} must be at least 1")
+        for name in ("logit_rows", "max_length", "tokens_per_batch", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise FovealError(f"{name}={value} must be at least 1")
+
+    def _check_adapters(self) -> None:
         if self.lora_rank is not None and self.lora_rank < 1:
             raise FovealError(
                 f"lora_rank={self.lora_rank} must be at least 1; leave it out to train all weights"
             )
+        if self.lora_rank is None and (self.dora or self.lora_alpha or self.lora_targets):
+            raise FovealError("dora, lora_alpha and lora_targets are LoRA's: pass lora_rank, too")
         if not 0 <= self.lora_dropout < 1:
             raise FovealError(f"lora_dropout={self.lora_dropout} must be in [0, 1)")
-        self._check_data()
-        self.make_schedule(
-            depth=self.layer + self.icd_layers
-        )  # refuses bad numbers, whatever the model's depth
-        self._check_methods()
 
     def _stop_early(self) -> None:
         if self.eval_strategy == "no":
             raise FovealError("patience counts evaluations: set eval_strategy, too")
         self.restore_callback_states_from_checkpoint = True  # or else a resumed run would count anew
-
-    def _check_data(self) -> None:
-        if self.on_bad_sample not in ON_BAD:
-            raise FovealError(
-                f"unknown on_bad_sample {self.on_bad_sample!r}: choose one of {', '.join(ON_BAD)}"
-            )
-        for name in ("max_length", "tokens_per_batch", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise FovealError(f"{name}={value} must be at least 1")
 
     def _check_methods(self) -> None:
         for name in (*self.methods, *((self.teacher_method,) if self.teacher_method else ())):

@@ -18,7 +18,10 @@ from foveal.distillation.config import EpicConfig
 from foveal.errors import FovealError
 from foveal.files import read_text
 
-__all__ = ["Recipe", "RunOptions", "bundled_recipes", "parse_recipe"]
+__all__ = ["SHORT_NAMES", "Recipe", "RunOptions", "bundled_recipes", "parse_recipe"]
+
+SHORT_NAMES = {"out": "output_dir", "steps": "max_steps", "batch_size": "per_device_train_batch_size"}
+"""What `foveal train` calls some fields of TrainingArguments."""
 
 _FOLDER = Path(__file__).parent.parent / "recipes"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -143,6 +146,11 @@ def parse_recipe(words: Sequence[str], defaults: Mapping[str, Any] | None = None
     given = {} if source is None else parser.read(_words(source), prefix=f"{source.name}: ")[1]
     given |= said
     options = {**(defaults or {}), **given}
+    if given.get("load_best_model_at_end") and not {"save_steps", "save_strategy"} & given.keys():
+        # The best can only be kept if it was saved.
+        options |= {
+            f"save_{name}": given[f"eval_{name}"] for name in ("strategy", "steps") if f"eval_{name}" in given
+        }
     own = {item.name for item in fields(RunOptions)}
     run = RunOptions(**{name: value for name, value in options.items() if name in own})
     return Recipe(run, _config({n: v for n, v in options.items() if n not in own}, run), given, source)
@@ -155,6 +163,8 @@ def _config(options: dict[str, Any], run: RunOptions) -> EpicConfig:
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise FovealError(f"the options do not go together: {error}") from error
+    if run.dtype == "float16" and config.bf16:
+        raise FovealError("dtype float16 and bf16 do not go together: pass --bf16 false, or --dtype bfloat16")
     steps = run.accumulation(config.per_device_train_batch_size, config.world_size)
     if steps is not None:
         config.gradient_accumulation_steps = steps
@@ -181,12 +191,18 @@ class _Parser(HfArgumentParser):
         if rest:
             self.error(self._unknown(rest[0]))
         options = {name: value for name, value in vars(found).items() if value is not missing}
+        if str(options.get("recipe") or "").startswith(
+            "-"
+        ):  # argparse takes `--name=two words` for no option
+            self.error(self._unknown(options["recipe"]))
         return options.pop("recipe"), options
 
     def _unknown(self, word: str) -> str:
         name = word.partition("=")[0]
         if not name.startswith("-"):
             return f"{word!r} follows no option; a recipe comes first, then --option value"
+        if (field_name := SHORT_NAMES.get(name.strip("-").replace("-", "_"))) is not None:
+            return f"there is no option {name} here: write --{field_name}"
         near = get_close_matches(name.strip("-").replace("-", "_"), self.names, n=1)
         hint = f"did you mean --{near[0]}?" if near else "see `foveal train --help` and EpicConfig's fields"
         return f"there is no option {name}: {hint}"

@@ -119,6 +119,8 @@ class EpicTrainer(ResumableTrainer):
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         if report is not None and (count := len(skipped(report))):
             _logger.warning("%d samples were skipped, see %s", count, report)
+            if not any(log.get("sft_loss") for log in self.state.log_history):
+                raise FovealError(f"nothing was learnt: every sample was skipped, see {report}")
         return result
 
     def get_train_dataloader(self) -> Any:
@@ -167,7 +169,7 @@ class EpicTrainer(ResumableTrainer):
         counted: list[int] = broadcast_object_list(found)[0]
         if self.args.on_bad_sample == "stop":
             return counted
-        return [min(length, self.args.max_length) for length in counted]  # longer ones will be skipped
+        return [1 if length > self.args.max_length else length for length in counted]  # those will be skipped
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of a step, and the number of answers in them over all processes."""
