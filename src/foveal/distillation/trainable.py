@@ -45,7 +45,9 @@ def parameter_groups(model: nn.Module, config: EpicConfig, decayed: Collection[s
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[rates[id(parameter)], config.weight_decay if name in decayed else 0.0].append(parameter)
-    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
+    # Trainer logs the first group's rate: the language model's, if it learns.
+    ordered = sorted(groups.items(), key=lambda group: group[0][0] != config.learning_rate)
+    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in ordered]
 
 
 def _refuse_unsaved(model: nn.Module) -> None:
