@@ -130,6 +130,7 @@ def test_adapters_and_the_projectors_copy_learn_at_their_rates(tmp_path: Path) -
     freeze(learner, options)
     names = {id(parameter): name for name, parameter in learner.named_parameters()}
     groups = parameter_groups(learner, options, ())
+    assert groups[0]["lr"] == 1e-3, "the one that Trainer logs"
     rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
     assert all("lora_" in name or ".modules_to_save." in name for name in rates)
     assert {rate for name, rate in rates.items() if "lora_" in name} == {1e-3}
