@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ def exact_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
         return softmax(scores, dim=dim, dtype=None if scores.dtype == torch.float64 else dtype)
 
     monkeypatch.setattr(modeling_llama.nn.functional, "softmax", exact)
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator_state() -> Iterator[None]:
+    """Accelerate remembers the first trainer's precision for the whole process."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None:
+        state.AcceleratorState._reset_state()
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from foveal.errors import FovealError
 if TYPE_CHECKING:
     from foveal.text_tower import TextTower
 
-__all__ = ["Run", "Stage", "attach", "attached", "compress", "detach"]
+__all__ = ["Run", "Stage", "attach", "attached", "compress", "detach", "install", "remove"]
 
 # The hooks live as long as they are in the model; a strong value would keep its own key alive.
 _attached: WeakKeyDictionary[nn.Module, ref[Hooks]] = WeakKeyDictionary()
@@ -241,6 +241,7 @@ def _hooks_of(decoder: nn.Module) -> Hooks | None:
 
 
 def remove(hooks: Hooks) -> None:
+    """Take hooks out of their model; harmless when done already."""
     hooks.remove()
     if _hooks_of(hooks.parts.decoder) is hooks:
         del _attached[hooks.parts.decoder]
