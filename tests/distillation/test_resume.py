@@ -74,7 +74,7 @@ def test_killed_three_times_it_ends_as_an_unbroken_run(tmp_path: Path) -> None:
         process = processes.Process(target=run, args=(folder, STEPS - 1))
         process.start()
         if last is not None:
-            while _step(folder) < last:
+            while process.is_alive() and _step(folder) < last:
                 time.sleep(0.001)
             time.sleep(draw.uniform(0, 0.1))
             process.kill()
