@@ -22,6 +22,7 @@ __all__ = [
     "TeacherSeesAll",
     "TokenSchedule",
     "WithoutTeacher",
+    "draw_of_step",
     "even_layers",
     "progress",
 ]
@@ -60,6 +61,11 @@ class Schedule(Protocol):
 def progress(step: int, steps: int) -> float:
     """Training progress in [0, 1] of 0-based optimiser step `step` out of `steps`."""
     return min(1.0, step / max(1, steps - 1))
+
+
+def draw_of_step(seed: int, step: int) -> random.Random:
+    """The random numbers of a training run's optimiser step: the same in all its processes and micro-batches."""
+    return random.Random(f"{seed}/{step}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from foveal.distillation.config import EpicConfig
-from foveal.distillation.schedules import Plan, Schedule, progress
+from foveal.distillation.schedules import Plan, Schedule, draw_of_step, progress
 
 __all__ = ["Moment", "layer_of", "plans", "trace"]
 
@@ -58,7 +58,7 @@ def plans(config: EpicConfig, depth: int, steps: int) -> list[tuple[float, Plan]
     """(progress, plan) of every step of a training run of so many steps: what EpicTrainer draws with this seed."""
     schedule = config.make_schedule(depth)
     moments = [progress(step, steps) for step in range(steps)]
-    return [(t, schedule.plan(t, random.Random(f"{config.seed}/{step}"))) for step, t in enumerate(moments)]
+    return [(t, schedule.plan(t, draw_of_step(config.seed, step))) for step, t in enumerate(moments)]
 
 
 def layer_of(config: EpicConfig, plan: Plan, depth: int) -> int | None:

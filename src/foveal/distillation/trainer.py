@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from foveal.distillation.config import EpicConfig
 from foveal.distillation.distil import distil
 from foveal.distillation.meters import Meters
 from foveal.distillation.resumable import ResumableTrainer
-from foveal.distillation.schedules import Plan, progress
+from foveal.distillation.schedules import Plan, draw_of_step, progress
 from foveal.distillation.stand_in import StandIn
 from foveal.distillation.trainable import freeze, parameter_groups
 from foveal.engine.families import find_parts
@@ -250,7 +249,7 @@ class EpicTrainer(ResumableTrainer):
 
     def _next(self, t: float) -> tuple[Plan, Compressor, Compressor | None]:
         """Plan, student and teacher of this step: a function of seed and step, the same in all micro-batches."""
-        draw = random.Random(f"{self.args.seed}/{self.state.global_step}")
+        draw = draw_of_step(self.args.seed, self.state.global_step)
         plan = self._schedule.plan(t, draw)
         return plan, *self.args.make_pair(plan, draw)
 
