@@ -16,7 +16,7 @@ from foveal.distillation.adapters import with_adapters
 from foveal.distillation.estimate import DEVICES, MFU, Device, Estimate, estimate
 from foveal.distillation.recipe import Recipe, parse_recipe
 from foveal.distillation.schedules import Plan
-from foveal.distillation.shapes import read_config
+from foveal.efficiency.configs import read_config
 from foveal.distillation.trainable import freeze
 
 A100 = next(device for device in DEVICES if device.name == "a100")

@@ -74,7 +74,7 @@ def schedule(
 
 
 def _layers(model: str) -> int:
-    from foveal.distillation.shapes import read_config
+    from foveal.efficiency.configs import read_config
 
     return int(read_config(model).get_text_config().num_hidden_layers)
 

@@ -150,7 +150,7 @@ def _defaults() -> dict[str, Any]:
     """Options that fit this machine and a command that shows its own progress."""
     import torch
 
-    from foveal.hardware import has_bfloat16
+    from foveal.efficiency.hardware import has_bfloat16
 
     return {
         "bf16": has_bfloat16(),

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext, TowerContext
 from foveal.compressors.selection import top_per_row
+from foveal.compressors.sizes import StageSizes
 from foveal.errors import FovealError
 
 __all__ = ["Compressor", "MethodCard", "Positions", "StagedCompressor", "TowerCompressor", "check_choice"]
@@ -183,8 +184,28 @@ class Compressor:
         return Selection(kept=kept, counts=counts, scores=scores)
 
     def targets(self, context: TokenContext) -> tuple[int, ...]:
-        """Tokens to keep of each image."""
-        return self.counts(context.layout.lengths)
+        """Tokens that stay of each image."""
+        return self.left(context.layout.lengths, context.whole_lengths)
+
+    def left(self, reaching: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens that stay of each image, known before any is seen.
+
+        Args:
+            reaching: tokens of each image that reach this stage.
+            whole: tokens that it had before the first.
+
+        Raises:
+            FovealError: an image has fewer tokens than the count asked for, or the image decides (keep="auto").
+        """
+        return self.counts(reaching)
+
+    def flops(self, sizes: StageSizes) -> int | None:
+        """FLOPs of the matrix products by which this stage observes, chooses and merges; None if nobody knows."""
+        return None
+
+    def reading_flops(self, sizes: StageSizes) -> int:
+        """The same of `read`, once for all stages of the method."""
+        return 0
 
     def counts(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
         """Tokens to keep of images with `lengths` tokens; a fraction is rounded, at least one token stays.

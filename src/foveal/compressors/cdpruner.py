@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from foveal.compressors.base import MethodCard, Positions, TowerCompressor, check_choice
 from foveal.compressors.context import Selection, TowerContext
-from foveal.compressors.selection import countdown, gram, greedy_dpp
+from foveal.compressors.selection import countdown, gram, greedy_dpp, on_device
 from foveal.compressors.towers import Ranking
 
 __all__ = ["CDPruner"]
@@ -86,7 +86,7 @@ class CDPruner(TowerCompressor):
         counts = self.counts((tokens,) * images)
         kernel = gram(_unit(features) * relevance[:, :, None])
         everything = torch.ones_like(relevance, dtype=torch.bool)
-        wanted = torch.tensor(counts, device=features.device)
+        wanted = on_device(counts, features.device)
         order = greedy_dpp(kernel, everything, wanted, counts[0])
         scores = countdown(order, wanted, tokens).to(relevance.dtype)
         return Selection(kept=scores > 0, counts=counts, scores=scores)

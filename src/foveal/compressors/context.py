@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from foveal.compressors.selection import on_device
+
 __all__ = ["AttentionInputs", "Rows", "Selection", "TokenContext", "TowerContext", "VisualLayout"]
 
 
@@ -39,7 +41,7 @@ class VisualLayout:
         """
         device, row_count = numbers.device, numbers.shape[1]
         flat = torch.nonzero_static(numbers.flatten() >= 0, size=sum(lengths)).squeeze(1)
-        length = torch.tensor(lengths, device=device)
+        length = on_device(lengths, device)
         start = length.cumsum(0) - length
         offset = torch.arange(max(lengths), device=device)
         valid = offset < length[:, None]

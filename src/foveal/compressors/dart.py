@@ -11,7 +11,12 @@ from torch.nn import functional
 
 from foveal.compressors.base import Compressor, MethodCard
 from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext
-from foveal.compressors.selection import least_similar_to_pivots, split_evenly, top_per_row
+from foveal.compressors.selection import (
+    least_similar_to_pivots,
+    on_device,
+    split_evenly,
+    top_per_row,
+)
 from foveal.errors import FovealError
 
 __all__ = ["DART"]
@@ -68,8 +73,8 @@ class DART(Compressor):
         assert context.observed is not None
         layout = context.layout
         norms = context.layout.gather(context.observed).masked_fill(~layout.valid, float("-inf"))
-        counts = self._kept_counts(layout.lengths)
-        wanted = torch.tensor(counts, device=norms.device)
+        counts = self.targets(context)
+        wanted = on_device(counts, norms.device)
 
         image = norms.topk(min(self.image_pivots, norms.shape[1]), dim=1)
         text = self._text_pivots(context)
@@ -89,15 +94,16 @@ class DART(Compressor):
         taken = least_similar_to_pivots(similarity, layout.valid & ~is_pivot, shares)
         return Selection(kept=is_pivot | taken, counts=counts)
 
-    def _kept_counts(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    def left(self, reaching: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens that stay of each image, counted as `parity` says."""
         if not self.parity:
-            return self.counts(lengths)
+            return self.counts(reaching)
         pivots = self.image_pivots + self.text_pivots
         keep = self.keep
         assert keep != "auto"
-        shares = (int(keep * n / pivots if isinstance(keep, float) else keep // pivots) for n in lengths)
+        shares = (int(keep * n / pivots if isinstance(keep, float) else keep // pivots) for n in reaching)
         return tuple(
-            min(n, pivots * share + self.image_pivots) for n, share in zip(lengths, shares, strict=True)
+            min(n, pivots * share + self.image_pivots) for n, share in zip(reaching, shares, strict=True)
         )
 
     def _text_pivots(self, context: TokenContext) -> torch.return_types.topk:
@@ -122,8 +128,7 @@ class DART(Compressor):
 def _set_order(rows: Tensor, usable: Tensor) -> Tensor:
     """The order in which CPython iterates set(rows), unusable pivots last. One transfer to the host for all images."""
     orders = []
-    for values, flags in zip(rows.tolist(), usable.tolist(), strict=True):
-        real = [value for value, flag in zip(values, flags, strict=True) if flag]
-        order = [values.index(value) for value in list(set(real))]
-        orders.append(order + [index for index, flag in enumerate(flags) if not flag])
-    return torch.tensor(orders, device=rows.device)
+    for values in torch.where(usable, rows, -1).tolist():
+        order = [values.index(value) for value in list({value for value in values if value >= 0})]
+        orders.append(order + [index for index, value in enumerate(values) if value < 0])
+    return on_device(orders, rows.device)

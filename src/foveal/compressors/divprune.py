@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from foveal.compressors.base import Compressor, MethodCard, Positions
 from foveal.compressors.context import Selection, TokenContext
-from foveal.compressors.selection import countdown, farthest_first, gram
+from foveal.compressors.selection import countdown, farthest_first, gram, on_device
 
 __all__ = ["DivPrune"]
 
@@ -54,13 +54,14 @@ class DivPrune(Compressor):
         layout = context.layout
         tokens = layout.gather(context.hidden)
         tokens = functional.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
-        counts = self._kept_counts(layout.lengths)
-        wanted = torch.tensor(counts, device=tokens.device)
+        counts = self.targets(context)
+        wanted = on_device(counts, tokens.device)
         order = farthest_first(gram(tokens), layout.valid, wanted, max(counts))
         scores = countdown(order, wanted, tokens.shape[1])
         return Selection(kept=scores > 0, counts=counts, scores=scores)
 
-    def _kept_counts(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    def left(self, reaching: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens that stay of each image, counted as `parity` says."""
         if self.parity and isinstance(self.keep, float):
-            return tuple(max(1, round(self.keep * length)) for length in lengths)
-        return self.counts(lengths)
+            return tuple(max(1, round(self.keep * length)) for length in reaching)
+        return self.counts(reaching)

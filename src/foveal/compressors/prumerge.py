@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from foveal.compressors.base import MethodCard, Positions
 from foveal.compressors.context import AttentionInputs, Selection, TowerContext
-from foveal.compressors.selection import kept_slots, top_per_row
+from foveal.compressors.selection import kept_slots, on_device, top_per_row
 from foveal.compressors.towers import (
     ByClassAttention,
     everything,
@@ -94,7 +94,7 @@ class PruMerge(ByClassAttention):
         )
         if min(counts) == tokens:
             return everything(received)
-        chosen = self._chosen(received, torch.tensor(counts, device=received.device) - 1, context.grid)
+        chosen = self._chosen(received, on_device(counts, received.device) - 1, context.grid)
         rows = self._merged(kept_slots(chosen, max(counts)), received, keys)
         return with_extra_token(chosen, rows, received * ~chosen, counts, received)
 
@@ -213,7 +213,7 @@ class PruMergePlus(PruMerge):
                     f"the released PruMerge+ needs as many samples as patches, but keep={self.keep} gives "
                     f"{len(samples)} and {selected}: {remedy}"
                 )
-        return torch.tensor(samples, dtype=torch.int64, device=order.device).expand(images, -1)
+        return on_device(samples, order.device).long().expand(images, -1)
 
 
 def _full_width(attention: AttentionInputs) -> AttentionInputs:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveal.compressors.base import MethodCard, Positions
 from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext
-from foveal.compressors.selection import bipartite_match, top_per_row
+from foveal.compressors.selection import bipartite_match, on_device, top_per_row
 from foveal.compressors.staging import FallingCompressor, Stage, merge_matrix, seen_by_text, text_attention
 from foveal.errors import FovealError
 
@@ -41,7 +41,7 @@ class _PuMerStage(Stage):
         layout, scores = context.layout, self.score(context)
         counts = self.targets(context)
         split = [self._split(*pair) for pair in zip(layout.lengths, counts, strict=True)]
-        left, merges = torch.tensor(split, device=scores.device).unbind(dim=1)
+        left, merges = on_device(split, scores.device).unbind(dim=1)
         left = top_per_row(scores, left)
         if not any(count for _, count in split):
             return Selection(kept=left, counts=counts, scores=scores)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveal.compressors.base import Compressor, MethodCard
 from foveal.compressors.context import TokenContext
+from foveal.compressors.selection import on_device
 
 __all__ = ["Random"]
 
@@ -46,4 +47,4 @@ class Random(Compressor):
         """One uniform number per position, the same for every image."""
         images, tokens = context.layout.valid.shape
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.rand(tokens, generator=generator).to(context.hidden.device).expand(images, tokens)
+        return on_device(torch.rand(tokens, generator=generator), context.hidden.device).expand(images, tokens)

@@ -6,6 +6,8 @@ others. The earlier column wins a tie.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,6 +23,7 @@ __all__ = [
     "greedy_dpp",
     "kept_slots",
     "least_similar_to_pivots",
+    "on_device",
     "split_evenly",
     "top_per_row",
     "upper_outliers",
@@ -40,6 +43,14 @@ def top_per_row(scores: Tensor, counts: Tensor) -> Tensor:
         (rows, columns) bool.
     """
     return first_per_row(falling(scores), counts)
+
+
+def on_device(numbers: Any, device: torch.device) -> Tensor:
+    """Numbers that the host knows (a sequence, or a tensor), without waiting for the device.
+
+    `torch.tensor(numbers, device=device)` would return when all that the device still has to do is done.
+    """
+    return torch.as_tensor(numbers).to(device, non_blocking=device.type == "cuda")
 
 
 def falling(scores: Tensor) -> Tensor:

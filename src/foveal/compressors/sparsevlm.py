@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveal.compressors.base import MethodCard
 from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext
-from foveal.compressors.selection import density_peaks, falling, first_per_row
+from foveal.compressors.selection import density_peaks, falling, first_per_row, on_device
 from foveal.compressors.staging import (
     FallingCompressor,
     Stage,
@@ -47,7 +47,7 @@ class _SparseStage(Stage):
         ]
         counts = tuple(kept + clusters for kept, clusters in split)
         order = falling(scores)
-        kept = first_per_row(order, torch.tensor([kept for kept, _ in split], device=scores.device))
+        kept = first_per_row(order, on_device([kept for kept, _ in split], scores.device))
         if any(clusters for _, clusters in split):
             kept, mix = self._recycle(context, order, kept, split)
             return Selection(kept=kept, counts=counts, scores=scores, mix=mix)
@@ -115,7 +115,7 @@ class _SparseStage(Stage):
             (kept, clusters, _pool(length - kept) if clusters else 0)
             for length, (kept, clusters) in zip(layout.lengths, split, strict=True)
         ]
-        kept, clusters, pooled = torch.tensor(sizes, device=device).unbind(dim=1)
+        kept, clusters, pooled = on_device(sizes, device).unbind(dim=1)
         place = torch.arange(max(pooled for _, _, pooled in sizes), device=device)
         pool = order.gather(1, (kept.unsqueeze(1) + place).clamp_(max=order.shape[1] - 1))
         centers, cluster = density_peaks(

@@ -121,9 +121,8 @@ class Stage(Compressor):
     number: int
     of: int
 
-    def targets(self, context: TokenContext) -> tuple[int, ...]:
+    def left(self, reaching: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
         """Tokens that this stage is to leave of each image: never more than reach it."""
-        whole, reaching = context.whole_lengths, context.layout.lengths
         keep = self.counts(whole)
         budgets = self.method.budgets
         if budgets is None or self.number == self.of - 1:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveal.compressors.base import TowerCompressor, check_choice
 from foveal.compressors.context import AttentionInputs, Selection
-from foveal.compressors.selection import top_per_row, upper_outliers
+from foveal.compressors.selection import on_device, top_per_row, upper_outliers
 from foveal.errors import FovealError
 
 __all__ = [
@@ -117,7 +117,7 @@ def with_extra_token(
         scores: (images, tokens).
     """
     slot = torch.arange(rows.shape[1], device=rows.device)[:, None]
-    selected = torch.tensor(counts, device=rows.device)[:, None, None] - 1
+    selected = on_device(counts, rows.device)[:, None, None] - 1
     mix = torch.where(slot < selected, rows, extra[:, None] * (slot == selected))
     return Selection(kept=take_slots(chosen, counts), counts=counts, scores=scores, mix=mix)
 
@@ -126,4 +126,4 @@ def take_slots(chosen: Tensor, counts: tuple[int, ...]) -> Tensor:
     """(images, tokens) bool: the slots of the `chosen` tokens and, up to `counts[i]` in all, the last free ones."""
     tokens = chosen.shape[1]
     rank = torch.arange(tokens, device=chosen.device) + tokens * chosen
-    return top_per_row(rank, torch.tensor(counts, device=chosen.device))
+    return top_per_row(rank, on_device(counts, chosen.device))

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from foveal.compressors.base import MethodCard, Positions, TowerCompressor, check_choice
 from foveal.compressors.context import Selection, TowerContext
-from foveal.compressors.selection import kept_slots, top_per_row
+from foveal.compressors.selection import kept_slots, on_device, top_per_row
 from foveal.compressors.towers import Ranking, everything, outlier_counts, released_budget, with_extra_token
 from foveal.errors import FovealError
 
@@ -75,7 +75,7 @@ class TRIM(TowerCompressor):
         counts = self._released_counts(scores) if self.parity else self._counts(scores)
         if min(counts) == tokens and not self.parity:
             return everything(scores)
-        selected = torch.tensor(counts, device=scores.device) - 1
+        selected = on_device(counts, scores.device) - 1
         chosen = top_per_row(relevance, selected)  # as by score, where that does not underflow
         order = kept_slots(chosen, max(counts))
         rows = (order[:, :, None] == torch.arange(tokens, device=order.device)).to(scores.dtype)

@@ -30,7 +30,7 @@ from foveal.distillation.adapters import adapted_layers
 from foveal.distillation.config import EpicConfig
 from foveal.distillation.recipe import Recipe
 from foveal.distillation.schedules import Plan
-from foveal.distillation.shapes import empty_model, read_config
+from foveal.efficiency.configs import empty_model, read_config
 from foveal.distillation.trace import plans
 from foveal.distillation.trainable import freeze
 from foveal.engine.families import Parts, find_parts

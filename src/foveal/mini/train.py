@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from rich.progress import Progress
 
-from foveal.hardware import has_bfloat16
+from foveal.efficiency.hardware import has_bfloat16
 from foveal.mini.architecture import build_clip, build_llava
 from foveal.mini.checkpoints import export, load_state, save_state
 from foveal.mini.contrastive import Contrast, ContrastBatch, contrast_batch

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, CLIPConfig, CLIPModel
 
+from foveal.engine.families import Parts
 from foveal.errors import FovealError
 
-__all__ = ["empty_model", "read_config"]
+__all__ = ["KNOWN", "empty_clip", "empty_model", "read_config"]
 
 # What their config.json says, as far as it differs from the library's defaults.
-_KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
+KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "llava-hf/llava-1.5-7b-hf": ("llava", {"text_config": {"model_type": "llama", "vocab_size": 32064}}),
     "llava-hf/llava-1.5-13b-hf": (
         "llava",
@@ -46,6 +47,14 @@ _KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+_CLIP_LARGE = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "projection_dim": 768,
+}
+
 
 def read_config(source: str | None) -> Any:
     """The config of a checkpoint.
@@ -60,15 +69,15 @@ def read_config(source: str | None) -> Any:
         from foveal.mini import weights_path
 
         source = str(weights_path())
-    if source in _KNOWN and not Path(source).exists():
-        kind, options = _KNOWN[source]
+    if source in KNOWN and not Path(source).exists():
+        kind, options = KNOWN[source]
         return AutoConfig.for_model(kind, **options)
     try:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise FovealError(
             f"cannot read the config of {source!r}: pass a checkpoint's directory, a hub name that can be reached, or "
-            f"one whose shape is known ({', '.join(_KNOWN)})"
+            f"one whose shape is known ({', '.join(KNOWN)})"
         ) from error
 
 
@@ -77,3 +86,17 @@ def empty_model(config: Any) -> nn.Module:
     with torch.device("meta"):
         model: nn.Module = AutoModelForImageTextToText.from_config(config)
     return model
+
+
+def empty_clip(parts: Parts) -> Any:
+    """The CLIP pair that reads questions beside a model's tower, without weights; None where none is known."""
+    folder = Path(str(getattr(parts.top.config, "name_or_path", ""))) / "clip"
+    vision: Any = parts.tower.config
+    if folder.is_dir():
+        config = CLIPConfig.from_pretrained(folder)
+    elif vision.model_type == "clip_vision_model" and vision.hidden_size == 1024:
+        config = CLIPConfig(text_config=_CLIP_LARGE, vision_config=vision.to_dict(), projection_dim=768)
+    else:
+        return None
+    with torch.device("meta"):
+        return CLIPModel(config)

@@ -1,0 +1,368 @@
+"""What a prompt costs, in closed form: FLOPs, KV cache, weights and activations, from a model's shape alone.
+
+A matrix of n numbers costs 2 n FLOPs for every row. Attention of q rows to k keys costs 4 q k (heads * head width): the
+full rectangle, as `torch.utils.flop_counter.FlopCounterMode` counts it; kernels that skip what a causal mask hides do
+about half of that. Only matrix products are counted: norms, soft-max and rotary embedding are below 1 %.
+
+With N visual tokens and T text tokens of a sample, n kept from layer K on, a decoder of D layers does
+
+    prefill = K f(T + N) + (D - K) f(T + n) + 2 width vocabulary        f(r) = 2 (matrices of a layer) r + attention
+
+    KV cache = (K (T + N) + (D - K) (T + n)) * 2 * key heads * head width * bytes a number
+
+Samples are taken to be alike; a ragged batch computes as many rows as its longest sample has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, isqrt
+
+from foveal.compressors import Compressor, TowerCompressor
+from foveal.compressors.sizes import StageSizes
+from foveal.compressors.tome import ToMe
+from foveal.efficiency.shape import LayerShape, ModelShape
+from foveal.errors import FovealError
+
+__all__ = ["Cost", "Load", "cost", "resolve"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a model is asked.
+
+    Attributes:
+        batch: samples at once.
+        text: text tokens of a sample's prompt, the template's included.
+        behind: those of them that stand behind the image; None for all.
+        answer: tokens that are generated.
+        images: of a sample.
+        visual: visual tokens of an image, or its rows and columns of them; None for what the config says.
+        tiles: pictures that an image is split into; None for as many as its tokens fill.
+        question: tokens that a text tower reads, of methods that have one.
+        bytes: of a number, in weights, activations and cache.
+    """
+
+    batch: int = 1
+    text: int = 60
+    behind: int | None = None
+    answer: int = 20
+    images: int = 1
+    visual: int | tuple[int, int] | None = None
+    tiles: int | None = None
+    question: int = 20
+    bytes: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("text", 1), ("answer", 1), ("images", 1), ("bytes", 1)):
+            if getattr(self, name) < least:
+                raise FovealError(f"{name}={getattr(self, name)} must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a load costs a model under some methods. FLOPs and bytes are those of the whole batch.
+
+    Attributes:
+        tower: FLOPs of the vision tower.
+        text_tower: of the text tower that reads the question, and of the projection of patches into its space.
+        projector: FLOPs.
+        selection: FLOPs of choosing and merging; None where a method does not say.
+        layers: FLOPs of the prefill by decoder layer.
+        head: FLOPs of the logits of each sample's last row.
+        rows: of a sample, by decoder layer.
+        visual: visual tokens of an image, by decoder layer.
+        cache: bytes of keys and values behind the prefill, by layer.
+        steps: FLOPs of each decode step.
+        cache_at_end: bytes of keys and values behind the last step, by layer.
+        weights: bytes by part.
+        activations: bytes of the prefill's largest layer, and of what goes through it.
+        images: in the batch.
+    """
+
+    tower: int
+    text_tower: int
+    projector: int
+    selection: int | None
+    layers: tuple[int, ...]
+    head: int
+    rows: tuple[int, ...]
+    visual: tuple[int, ...]
+    cache: tuple[int, ...]
+    steps: tuple[int, ...]
+    cache_at_end: tuple[int, ...]
+    weights: dict[str, int]
+    activations: int
+    images: int
+
+    @property
+    def prefill(self) -> int:
+        """FLOPs of the language model's prefill."""
+        return sum(self.layers) + self.head
+
+    @property
+    def first_token(self) -> int:
+        """FLOPs until the first token: everything but the decode steps."""
+        return self.tower + self.text_tower + self.projector + (self.selection or 0) + self.prefill
+
+    @property
+    def total(self) -> int:
+        """FLOPs of the whole answer."""
+        return self.first_token + sum(self.steps)
+
+    @property
+    def average_visual(self) -> float:
+        """Visual tokens of an image, averaged over the decoder's layers."""
+        return sum(self.visual) / len(self.visual)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of weights, activations and the cache at its largest."""
+        return sum(self.weights.values()) + self.activations + sum(self.cache_at_end)
+
+
+def cost(
+    shape: ModelShape, methods: Compressor | Sequence[Compressor] | None = None, load: Load | None = None
+) -> Cost:
+    """Work out what a load costs.
+
+    Args:
+        shape: of the model.
+        methods: one, several at their own layers, or None for the plain model.
+        load: what it is asked; one image and 60 text tokens by default.
+
+    Raises:
+        FovealError: the number of visual tokens is unknown, an option does not fit the model, or the image decides
+            how many tokens stay (keep="auto").
+    """
+    methods = () if methods is None else (methods,) if isinstance(methods, Compressor) else tuple(methods)
+    load = resolve(shape, load or Load())
+    visual = _visual(load)
+    stages = sorted(
+        (stage for method in methods for stage in method.stages(len(shape.layers))), key=_layer_of
+    )
+    before = next((stage for stage in stages if isinstance(stage, TowerCompressor)), None)
+    seen = _visual_by_layer(stages, visual, len(shape.layers))
+    rows = tuple(load.text + load.images * count for count in seen)
+    images = load.batch * load.images
+    steps = [_step(shape, load, rows, step) for step in range(load.answer - 1)]
+    return Cost(
+        tower=_tower(shape, load, before, bool(methods)) * images,
+        text_tower=_text_tower(shape, load, visual) if before is not None and before.needs_text else 0,
+        projector=2 * shape.projector * images * _projected(shape, load, before, seen[0]),
+        selection=_selection(shape, load, methods, stages, seen),
+        layers=tuple(load.batch * layer.flops(r, r) for layer, r in zip(shape.layers, rows, strict=True)),
+        head=2 * load.batch * shape.width * shape.vocabulary,
+        rows=rows,
+        visual=seen,
+        cache=_cache(shape, load, rows, 0),
+        steps=tuple(steps),
+        cache_at_end=_cache(shape, load, rows, load.answer - 1),
+        weights=_weights(shape, load, before),
+        activations=_activations(shape, load, rows),
+        images=images,
+    )
+
+
+def resolve(shape: ModelShape, load: Load) -> Load:
+    """The load with its number of visual tokens and tiles.
+
+    Raises:
+        FovealError: the model takes pictures of any size, and nobody said how many tokens one has.
+    """
+    visual = load.visual
+    if visual is None:
+        if shape.tile_tokens is None:
+            raise FovealError(
+                f"{shape.name} takes images of any size: say how many visual tokens one has (visual=, --visual), or "
+                "its rows and columns of them"
+            )
+        visual = shape.tile_tokens * (load.tiles or 1)
+    count = visual if isinstance(visual, int) else visual[0] * visual[1]
+    if count < 1:
+        raise FovealError(f"visual={visual} must be at least one visual token")
+    tiles = load.tiles or (1 if shape.tile_tokens is None else ceil(count / shape.tile_tokens))
+    return replace(load, visual=visual, tiles=tiles)
+
+
+def _visual(load: Load) -> int:
+    assert load.visual is not None
+    return load.visual if isinstance(load.visual, int) else load.visual[0] * load.visual[1]
+
+
+def _grid(visual: int | tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of an image's visual tokens: as square as possible where only their number is known."""
+    if not isinstance(visual, int):
+        return visual
+    rows = next(rows for rows in range(isqrt(visual), 0, -1) if visual % rows == 0)
+    return rows, visual // rows
+
+
+def _layer_of(stage: Compressor) -> int:
+    return stage.layer
+
+
+def _visual_by_layer(stages: Sequence[Compressor], visual: int, depth: int) -> tuple[int, ...]:
+    """Visual tokens of an image that each decoder layer sees."""
+    seen = [visual] * depth
+    for stage in stages:
+        if stage.layer >= depth:
+            raise FovealError(f"layer={stage.layer} is beyond the model's {depth} layers")
+        (left,) = stage.left((seen[stage.layer],), (visual,))
+        seen[stage.layer :] = [left] * (depth - stage.layer)
+    return tuple(seen)
+
+
+# ---------------------------------------------------------------------------------------------- before the decoder
+
+
+def _tower(shape: ModelShape, load: Load, method: TowerCompressor | None, compressed: bool) -> int:
+    """FLOPs of the tower for one image."""
+    tower, visual = shape.tower, _visual(load)
+    assert load.tiles is not None
+    assert load.visual is not None
+    if tower.image_size is None:
+        patches = int(visual * tower.merge**2)
+    else:
+        side = tower.image_size
+        rows, columns = (side, side) if method is None else method.resized((side, side))
+        patches = rows * columns
+    depth = len(tower.layers)
+    if compressed and shape.patchwise:  # the engine leaves the tower behind the last block that is looked at
+        behind = 0 if method is None else method.observed_layer or 0
+        depth = min(depth, tower.features + behind)
+    total = 2 * tower.embedding * patches + 2 * tower.pools * visual * patches * tower.width
+    lengths = (
+        _merged(method, patches, tower.features) if isinstance(method, ToMe) else [patches] * (depth + 1)
+    )
+    for index, layer in enumerate(tower.layers[:depth]):
+        attended, onwards = (lengths[place] + tower.class_tokens for place in (index, index + 1))
+        total += 2 * layer.attention * attended + 2 * layer.mlp * onwards
+        total += sum(layer.scores(rows, rows) for rows in _sequences(shape, load.visual, index, attended))
+    return total * load.tiles
+
+
+def _projected(shape: ModelShape, load: Load, method: TowerCompressor | None, kept: int) -> int:
+    """Rows of an image that the projector is given."""
+    assert load.tiles is not None
+    if method is not None and not method.projected:
+        return kept
+    return _visual(load) if shape.tile_tokens is None else load.tiles * shape.tile_tokens
+
+
+def _merged(method: ToMe, patches: int, blocks: int) -> list[int]:
+    """Patches in front of each block of the tower, and behind the last."""
+    lengths = [patches]
+    for removed in method.removals(patches, blocks):
+        lengths.append(lengths[-1] - removed)
+    return lengths
+
+
+def _sequences(shape: ModelShape, visual: int | tuple[int, int], block: int, rows: int) -> list[int]:
+    """Rows that attend to each other in a block of the tower: those of a picture, or of each of its windows."""
+    windows = shape.tower.windows
+    if windows is None or block in windows[1]:
+        return [rows]
+    size = windows[0]
+    merged = int(shape.tower.merge**2)
+    sides = [[min(size, side - start) for start in range(0, side, size)] for side in _grid(visual)]
+    return [height * width * merged for height in sides[0] for width in sides[1]]
+
+
+def _text_tower(shape: ModelShape, load: Load, visual: int) -> int:
+    """FLOPs of reading every sample's question, and of bringing patches into the space it shares with them."""
+    clip = shape.clip
+    if clip is None:
+        raise FovealError(
+            f"no CLIP text model is known beside the vision tower of this {shape.name}, which the method needs"
+        )
+    read = clip.depth * clip.layer.flops(load.question, load.question) + 2 * clip.width * clip.shared
+    return load.batch * (read + load.images * visual * 2 * shape.tower.width * clip.shared)
+
+
+# ----------------------------------------------------------------------------------------------------- selection
+
+
+def _selection(
+    shape: ModelShape,
+    load: Load,
+    methods: Sequence[Compressor],
+    stages: Sequence[Compressor],
+    seen: Sequence[int],
+) -> int | None:
+    """FLOPs of choosing and merging; None if a method does not tell."""
+    visual, total = _visual(load), 0
+    for method in methods:
+        first = method.stages(len(shape.layers))[0]
+        total += method.reading_flops(_sizes(shape, load, first, visual, seen[first.layer]))
+    reaching = visual
+    for stage in stages:
+        sizes = _sizes(shape, load, stage, reaching, seen[stage.layer])
+        chosen = stage.flops(sizes)
+        if chosen is None:
+            return None
+        if stage.own_layer:  # queries, keys and values of its layer, once more
+            chosen += 2 * shape.layers[stage.layer].inputs * load.batch * sizes.rows
+        total, reaching = total + chosen, seen[stage.layer]
+    return total
+
+
+def _sizes(shape: ModelShape, load: Load, stage: Compressor, reaching: int, kept: int) -> StageSizes:
+    in_tower = isinstance(stage, TowerCompressor)
+    layers = shape.tower.layers if in_tower else shape.layers
+    layer: LayerShape = layers[0 if in_tower else max(stage.layer - (not stage.own_layer), 0)]
+    projected = in_tower and not getattr(stage, "projected", False)
+    return StageSizes(
+        batch=load.batch,
+        images=load.batch * load.images,
+        tokens=reaching,
+        kept=kept,
+        rows=load.text + load.images * reaching,
+        words=load.text if load.behind is None else load.behind,
+        width=shape.tower.width if projected else shape.width,
+        heads=layer.heads,
+        key_heads=layer.key_heads,
+        head_width=layer.head_width,
+        class_token=shape.patchwise and bool(shape.tower.class_tokens),
+        streams=1 + max(0, shape.deepstack - stage.layer),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- decoder
+
+
+def _step(shape: ModelShape, load: Load, rows: Sequence[int], step: int) -> int:
+    """FLOPs of the decode step that reads token `step` of the answer, from 0."""
+    layers = sum(
+        layer.flops(1, _held(layer, r + step) + 1) for layer, r in zip(shape.layers, rows, strict=True)
+    )
+    return load.batch * (layers + 2 * shape.width * shape.vocabulary)
+
+
+def _held(layer: LayerShape, keys: int) -> int:
+    """Keys that a cache keeps of so many."""
+    return keys if layer.window is None else min(keys, layer.window - 1)
+
+
+def _cache(shape: ModelShape, load: Load, rows: Sequence[int], new: int) -> tuple[int, ...]:
+    """Bytes by layer, behind `new` decode steps."""
+    return tuple(
+        load.batch * load.bytes * layer.cached * _held(layer, r + new)
+        for layer, r in zip(shape.layers, rows, strict=True)
+    )
+
+
+def _weights(shape: ModelShape, load: Load, method: TowerCompressor | None) -> dict[str, int]:
+    parts = dict(shape.parameters)
+    if method is not None and method.needs_text and shape.clip is not None:
+        parts["text tower"] = shape.clip.parameters
+    return {name: count * load.bytes for name, count in parts.items()}
+
+
+def _activations(shape: ModelShape, load: Load, rows: Sequence[int]) -> int:
+    """Bytes of the prefill's largest moment: the residual stream twice, and the MLP's two branches and their product.
+
+    Attention in blocks keeps less than that; the logits are those of one row.
+    """
+    return load.batch * load.bytes * max(rows) * (2 * shape.width + 3 * shape.inner)
