@@ -25,48 +25,32 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
-from transformers import (
-    CLIPVisionConfig,
-    DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    StaticCache,
-)
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 import foveal
-from foveal.engine.hooks import Hooks
 from foveal.evaluation.provenance import provenance
+from shared import IMAGE, STOPWATCH, VISUAL, WORD, Time, llava, under
 
-TOKENS, VISUAL, KEEP, LAYER, LAYERS, WIDTH, INNER, VOCABULARY = 700, 576, 64, 2, 8, 512, 1376, 32000
+TOKENS, KEEP, LAYER, LAYERS, WIDTH, INNER, VOCABULARY = 700, 64, 2, 8, 512, 1376, 32000
 TEXT = TOKENS - VISUAL
 TEXTS = {"batch 1": (TEXT,), "ragged 4": (TEXT, 96, 68, 40)}
-PAD, IMAGE, WORD = 0, 5, 100
+PAD = 0
 NEW = 32  # tokens that generate adds
 LEAST, MOST, WARM = 4, 160, 1  # rounds
 RESULT = Path(__file__).parent / "results" / "overhead.json"
 
 Inputs = dict[str, Tensor]
 Methods = dict[str, foveal.Compressor | None]
-
-
-class Time(NamedTuple):
-    """Seconds of a call, and those of them inside the engine's hooks."""
-
-    total: float
-    in_hooks: float
 
 
 Times = dict[str, list[Time]]
@@ -135,19 +119,8 @@ def language_config() -> LlamaConfig:
 
 
 def build_llava() -> Any:
-    """A LLaVA with 576 tokens an image, from a small tower."""
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=336,
-        patch_size=14,
-    )
-    config = LlavaConfig(
-        vision_config=vision, text_config=language_config(), image_token_index=IMAGE, image_seq_length=VISUAL
-    )
-    model = LlavaForConditionalGeneration(config).eval()
+    """A LLaVA that never stops early."""
+    model = llava(language_config())
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     return model
@@ -165,54 +138,6 @@ def prompts(texts: tuple[int, ...], visual: int = VISUAL) -> Inputs:
         "attention_mask": torch.stack([pad(torch.ones_like(ids), (room - len(ids), 0)) for ids in words]),
     }
     return inputs | ({"pixel_values": torch.randn(len(texts), 3, 336, 336)} if visual == VISUAL else {})
-
-
-def under(
-    model: Any, method: foveal.Compressor | None, visual_mask: Tensor | None = None
-) -> AbstractContextManager[Any]:
-    """The model under a method, or the plain one."""
-    return nullcontext() if method is None else foveal.compress(model, method, visual_mask=visual_mask)
-
-
-class Stopwatch:
-    """Adds up the seconds inside the engine's hooks."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def install(self) -> None:
-        """Time every hook that is registered from now on, and what observes attention."""
-        self._wrap(nn.Module, "register_forward_pre_hook", self._registering)
-        self._wrap(nn.Module, "register_forward_hook", self._registering)
-        self._wrap(Hooks, "_observe", self._timed)
-
-    def _wrap(self, owner: type, name: str, wrapper: Callable[..., Any]) -> None:
-        setattr(owner, name, wrapper(getattr(owner, name)))
-
-    def _registering(self, register: Callable[..., Any]) -> Callable[..., Any]:
-        def registering(module: nn.Module, hook: Callable[..., Any], **options: Any) -> Any:
-            return register(module, self._timed(hook), **options)
-
-        return registering
-
-    def _timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.thread_time()
-            try:
-                return hook(*args, **kwargs)
-            finally:
-                self.seconds += time.thread_time() - start
-
-        return timed
-
-    def time(self, call: Callable[[], Any]) -> Time:
-        """Time a call."""
-        self.seconds, start = 0.0, time.thread_time()
-        call()
-        return Time(time.thread_time() - start, self.seconds)
-
-
-STOPWATCH = Stopwatch()
 
 
 PLAIN: Methods = {"plain": None, "plain again": None}

@@ -29,6 +29,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from foveal.compressors.selection import on_device
 from foveal.engine.families import Parts, find_parts
 from foveal.errors import FovealError
 
@@ -174,7 +175,7 @@ class TextTower(nn.Module):
         Returns:
             (batch, shared), not normalised, float32 or wider.
         """
-        ids, mask = ids.to(self.device), mask.to(self.device)
+        ids, mask = on_device(ids, self.device), on_device(mask, self.device)
         with _no_autocast(ids.device):
             states = self.text_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
             # The model's own pooling takes the largest id as the end where its config says 2, as old ones do.

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext, TowerContext
-from foveal.compressors.selection import top_per_row
+from foveal.compressors.selection import on_device, top_per_row
 from foveal.compressors.sizes import StageSizes
 from foveal.errors import FovealError
 
@@ -180,7 +179,7 @@ class Compressor:
         """Choose the tokens to keep; by default those with the largest `score`."""
         scores = self.score(context).masked_fill(~context.layout.valid, float("-inf"))
         counts = self.targets(context)
-        kept = top_per_row(scores, torch.tensor(counts, device=scores.device))
+        kept = top_per_row(scores, on_device(counts, scores.device))
         return Selection(kept=kept, counts=counts, scores=scores)
 
     def targets(self, context: TokenContext) -> tuple[int, ...]:
@@ -200,7 +199,10 @@ class Compressor:
         return self.counts(reaching)
 
     def flops(self, sizes: StageSizes) -> int | None:
-        """FLOPs of the matrix products by which this stage observes, chooses and merges; None if nobody knows."""
+        """FLOPs of the matrix products by which this stage observes, chooses and merges; None if nobody knows.
+
+        Of `own_layer`, the projections of the layer that is looked at are not among them; `cost` adds them.
+        """
         return None
 
     def reading_flops(self, sizes: StageSizes) -> int:
@@ -211,19 +213,30 @@ class Compressor:
         """Tokens to keep of images with `lengths` tokens; a fraction is rounded, at least one token stays.
 
         Raises:
-            FovealError: an image has fewer tokens than the count asked for, or the method finds its budget itself.
+            FovealError: an image has fewer tokens than the count asked for, or decides itself (keep="auto").
         """
-        if isinstance(self.keep, float):
-            return tuple(max(1, math.floor(self.keep * length + 0.5)) for length in lengths)
-        if not isinstance(self.keep, int):
-            raise FovealError(f"{type(self).__name__} must choose its own counts for keep={self.keep!r}")
-        shortest = min(lengths)
-        if self.keep > shortest:
+        keep, shortest = self.known_keep(), min(lengths)
+        if isinstance(keep, float):
+            return tuple(max(1, math.floor(keep * length + 0.5)) for length in lengths)
+        if keep > shortest:
             raise FovealError(
-                f"keep={self.keep} is more than the {shortest} visual tokens of image {lengths.index(shortest)} of "
+                f"keep={keep} is more than the {shortest} visual tokens of image {lengths.index(shortest)} of "
                 "this batch: pass a smaller count, or a fraction such as keep=0.5"
             )
-        return (self.keep,) * len(lengths)
+        return (keep,) * len(lengths)
+
+    def known_keep(self) -> int | float:
+        """`keep`, where it is known before any image is seen.
+
+        Raises:
+            FovealError: the image decides.
+        """
+        if self.keep == "auto":
+            raise FovealError(
+                f'{type(self).__name__} with keep="auto" lets the image decide how many tokens stay: pass a count such '
+                "as 64, or a fraction such as 0.25"
+            )
+        return self.keep
 
 
 def check_choice(compressor: Compressor, option: str, **meanings: str) -> None:

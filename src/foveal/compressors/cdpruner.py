@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from foveal.compressors.base import MethodCard, Positions, TowerCompressor, check_choice
 from foveal.compressors.context import Selection, TowerContext
-from foveal.compressors.selection import countdown, gram, greedy_dpp, on_device
+from foveal.compressors.selection import countdown, gram, gram_flops, greedy_dpp, on_device
+from foveal.compressors.sizes import StageSizes
 from foveal.compressors.towers import Ranking
 
 __all__ = ["CDPruner"]
@@ -90,6 +91,12 @@ class CDPruner(TowerCompressor):
         order = greedy_dpp(kernel, everything, wanted, counts[0])
         scores = countdown(order, wanted, tokens).to(relevance.dtype)
         return Selection(kept=scores > 0, counts=counts, scores=scores)
+
+    def flops(self, sizes: StageSizes) -> int:
+        """Relevance, the kernel, and one product with all earlier picks at every pick."""
+        relevance = sizes.products(sizes.tokens, 1, sizes.shared)
+        kernel = gram_flops(sizes.images, sizes.tokens, sizes.projected)
+        return relevance + kernel + sizes.kept * sizes.products(sizes.tokens, 1, sizes.kept)
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from foveal.compressors.selection import (
     split_evenly,
     top_per_row,
 )
+from foveal.compressors.sizes import StageSizes
 from foveal.errors import FovealError
 
 __all__ = ["DART"]
@@ -105,6 +106,11 @@ class DART(Compressor):
         return tuple(
             min(n, pivots * share + self.image_pivots) for n, share in zip(reaching, shares, strict=True)
         )
+
+    def flops(self, sizes: StageSizes) -> int:
+        """Similarity of all tokens to the pivots."""
+        pivots = min(self.image_pivots, sizes.tokens) + min(self.text_pivots, sizes.keys)
+        return sizes.products(pivots, sizes.tokens, sizes.width)
 
     def _text_pivots(self, context: TokenContext) -> torch.return_types.topk:
         """Rows with the largest keys among the prompt rows after each image; norm -inf where there are too few."""

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from foveal.compressors.base import Compressor, MethodCard, Positions
 from foveal.compressors.context import Selection, TokenContext
-from foveal.compressors.selection import countdown, farthest_first, gram, on_device
+from foveal.compressors.selection import countdown, farthest_first, gram, gram_flops, on_device
+from foveal.compressors.sizes import StageSizes
 
 __all__ = ["DivPrune"]
 
@@ -65,3 +66,7 @@ class DivPrune(Compressor):
         if self.parity and isinstance(self.keep, float):
             return tuple(max(1, round(self.keep * length)) for length in reaching)
         return self.counts(reaching)
+
+    def flops(self, sizes: StageSizes) -> int:
+        """Similarity of all tokens to each other."""
+        return gram_flops(sizes.images, sizes.tokens, sizes.width)

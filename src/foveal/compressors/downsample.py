@@ -9,7 +9,8 @@ import torch
 
 from foveal.compressors.base import MethodCard, Positions, TowerCompressor
 from foveal.compressors.context import Selection, TowerContext
-from foveal.compressors.grids import cell_centres, cell_shares, coarse_grid
+from foveal.compressors.grids import cell_centres, cell_shares, coarse_counts, coarse_grid
+from foveal.compressors.sizes import StageSizes
 
 __all__ = ["Downsample"]
 
@@ -61,3 +62,11 @@ class Downsample(TowerCompressor):
             counts=counts,
             sources=cell_shares(shape, grid, features).expand(images, -1, -1),
         )
+
+    def left(self, reaching: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Patches of the smaller image."""
+        return coarse_counts(self.counts(reaching), reaching)
+
+    def flops(self, sizes: StageSizes) -> int:
+        """Nothing is multiplied: the tower does the work."""
+        return 0

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveal.compressors.base import Compressor, MethodCard
 from foveal.compressors.context import AttentionInputs, Rows, TokenContext
+from foveal.compressors.sizes import StageSizes
 
 __all__ = ["FastV"]
 
@@ -45,3 +46,7 @@ class FastV(Compressor):
         """The attention each visual token receives."""
         assert context.observed is not None
         return context.layout.gather(context.observed)
+
+    def flops(self, sizes: StageSizes) -> int:
+        """One row of attention."""
+        return sizes.attention(1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import isqrt, prod
 
 import torch
 from torch import Tensor
 
-__all__ = ["cell_centres", "cell_shares", "coarse_grid"]
+__all__ = ["cell_centres", "cell_shares", "coarse_counts", "coarse_grid"]
 
 
 @lru_cache(maxsize=256)
@@ -25,6 +26,12 @@ def coarse_grid(keep_count: int, grid: tuple[int, int]) -> tuple[int, int]:
     shapes = [(h, w) for h in range(1, rows + 1) for w in range(1, columns + 1) if h * w <= keep_count]
     within = [shape for shape in shapes if _distortion(shape, grid) <= 2]
     return max(within or shapes, key=lambda shape: (shape[0] * shape[1], -_distortion(shape, grid), shape[1]))
+
+
+def coarse_counts(keep_counts: tuple[int, ...], tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """Cells of the coarser grid of each image, whose patches are a square."""
+    sides = (isqrt(count) for count in tokens)
+    return tuple(prod(coarse_grid(keep, (side, side))) for keep, side in zip(keep_counts, sides, strict=True))
 
 
 def cell_shares(shape: tuple[int, int], grid: tuple[int, int], like: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 
 from foveal.compressors.base import MethodCard, Positions, TowerCompressor
 from foveal.compressors.context import Selection, TowerContext
-from foveal.compressors.grids import cell_centres, cell_shares, coarse_grid
+from foveal.compressors.grids import cell_centres, cell_shares, coarse_counts, coarse_grid
+from foveal.compressors.sizes import StageSizes
 
 __all__ = ["AveragePooling"]
 
@@ -55,3 +56,11 @@ class AveragePooling(TowerCompressor):
             counts=counts,
             mix=cell_shares(shape, grid, features).expand(images, -1, -1),
         )
+
+    def left(self, reaching: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Cells of the grid."""
+        return coarse_counts(self.counts(reaching), reaching)
+
+    def flops(self, sizes: StageSizes) -> int:
+        """Every cell is a weighted sum of all patches."""
+        return sizes.merging(sizes.tokens) if sizes.kept < sizes.tokens else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,12 +13,14 @@ from torch.nn import functional
 from foveal.compressors.base import MethodCard, Positions
 from foveal.compressors.context import AttentionInputs, Selection, TowerContext
 from foveal.compressors.selection import kept_slots, on_device, top_per_row
+from foveal.compressors.sizes import StageSizes
 from foveal.compressors.towers import (
     ByClassAttention,
     everything,
     outlier_counts,
     patch_attention,
     released_budget,
+    released_share,
     take_slots,
     with_extra_token,
 )
@@ -98,6 +101,24 @@ class PruMerge(ByClassAttention):
         rows = self._merged(kept_slots(chosen, max(counts)), received, keys)
         return with_extra_token(chosen, rows, received * ~chosen, counts, received)
 
+    def left(self, reaching: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens of each image, the extra one included."""
+        if not self.parity:
+            return self.counts(reaching)
+        return tuple(self._released_count(tokens) for tokens in reaching)
+
+    def flops(self, sizes: StageSizes) -> int:
+        """Attention at full width, neighbours by key, and what makes the kept tokens."""
+        if sizes.kept == sizes.tokens and not self.parity:
+            return self.attention_flops(sizes)
+        keys = sizes.heads * sizes.head_width
+        neighbours = sizes.products(sizes.kept - self.parity, sizes.tokens, keys)
+        return self.attention_flops(sizes) + neighbours + sizes.merging(sizes.tokens)
+
+    def _released_count(self, tokens: int) -> int:
+        selected, ratio = released_share(self.known_keep(), tokens)
+        return self._with_extra(selected + len(self._stride(selected, ratio, tokens)), tokens)
+
     def _chosen(self, received: Tensor, selected: Tensor, grid: tuple[int, int]) -> Tensor:
         """(images, tokens) bool, `selected[i]` patches of image i."""
         return top_per_row(received, selected)
@@ -127,11 +148,7 @@ class PruMerge(ByClassAttention):
         order = received.sort(dim=1, descending=True, stable=True).indices[:, :selected]
         order = torch.cat([order, self._released_samples(order, ratio, tokens)], dim=1)
         kept = order.shape[1]
-        if kept >= tokens:
-            raise FovealError(
-                f"keep={self.keep} leaves no patch for the extra token of the released code: pass a smaller keep, or "
-                "parity=False"
-            )
+        counts = (self._with_extra(kept, tokens),) * images
         chosen = torch.zeros_like(received, dtype=torch.bool).scatter_(1, order, True)
         unchosen_first = chosen.sort(dim=1, stable=True).indices
         unchosen = tokens - chosen.sum(dim=1, keepdim=True)
@@ -144,12 +161,24 @@ class PruMerge(ByClassAttention):
         rows = self._merged(slot[:kept].expand(images, -1), weight, key)
         rows = torch.cat([rows, (weight * (slot >= kept))[:, None]], dim=1)
         mix = torch.zeros_like(rows).scatter_add_(2, entries[:, None].expand_as(rows), rows)
-        counts = (kept + 1,) * images
         return Selection(kept=take_slots(chosen, counts), counts=counts, scores=received, mix=mix)
+
+    def _with_extra(self, kept: int, tokens: int) -> int:
+        """Tokens of an image where the released code keeps so many patches."""
+        if kept >= tokens:
+            raise FovealError(
+                f"keep={self.keep} leaves no patch for the extra token of the released code: pass a smaller keep, or "
+                "parity=False"
+            )
+        return kept + 1
 
     def _released_samples(self, order: Tensor, ratio: float, tokens: int) -> Tensor:
         """(images, samples) patches kept besides those of `order` (images, selected)."""
         return order[:, :0]
+
+    def _stride(self, selected: int, ratio: float, tokens: int) -> range:
+        """The patches that the released code samples, where they do not depend on the image."""
+        return range(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,28 +221,32 @@ class PruMergePlus(PruMerge):
 
     def _released_samples(self, order: Tensor, ratio: float, tokens: int) -> Tensor:
         images, selected = order.shape
-        remedy = "pass parity=False"
-        if not selected or tokens < RELEASED_GRID:
-            raise FovealError(
-                f"the released PruMerge+ needs a patch to keep and {RELEASED_GRID} patches, not {selected} and "
-                f"{tokens}: {remedy}"
-            )
-        step = int(1 / ratio)
+        samples: Sequence[int] = self._stride(selected, ratio, tokens)
         if self.keep == "auto":
             if images > 1:
                 raise FovealError(
-                    f'the released PruMerge+ takes one image with keep="auto", not {images}: {remedy}'
+                    f'the released PruMerge+ takes one image with keep="auto", not {images}: pass parity=False'
                 )
             taken = set(order[0].tolist())
-            samples = [index for index in range(0, RELEASED_GRID, step // 3) if index not in taken]
-        else:
-            samples = list(range(step // 2, RELEASED_GRID, step))
-            if len(samples) != selected:
-                raise FovealError(
-                    f"the released PruMerge+ needs as many samples as patches, but keep={self.keep} gives "
-                    f"{len(samples)} and {selected}: {remedy}"
-                )
-        return on_device(samples, order.device).long().expand(images, -1)
+            samples = [index for index in samples if index not in taken]
+        return on_device(list(samples), order.device).long().expand(images, -1)
+
+    def _stride(self, selected: int, ratio: float, tokens: int) -> range:
+        if not selected or tokens < RELEASED_GRID:
+            raise FovealError(
+                f"the released PruMerge+ needs a patch to keep and {RELEASED_GRID} patches, not {selected} and "
+                f"{tokens}: pass parity=False"
+            )
+        step = int(1 / ratio)
+        if self.keep == "auto":
+            return range(0, RELEASED_GRID, step // 3)
+        samples = range(step // 2, RELEASED_GRID, step)
+        if len(samples) != selected:
+            raise FovealError(
+                f"the released PruMerge+ needs as many samples as patches, but keep={self.keep} gives "
+                f"{len(samples)} and {selected}: pass parity=False"
+            )
+        return samples
 
 
 def _full_width(attention: AttentionInputs) -> AttentionInputs:

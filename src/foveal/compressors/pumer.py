@@ -11,8 +11,16 @@ from torch import Tensor
 
 from foveal.compressors.base import MethodCard, Positions
 from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext
-from foveal.compressors.selection import bipartite_match, on_device, top_per_row
-from foveal.compressors.staging import FallingCompressor, Stage, merge_matrix, seen_by_text, text_attention
+from foveal.compressors.selection import bipartite_match, match_flops, on_device, top_per_row
+from foveal.compressors.sizes import StageSizes
+from foveal.compressors.staging import (
+    FallingCompressor,
+    Stage,
+    merge_matrix,
+    seen_by_text,
+    text_attention,
+    text_attention_flops,
+)
 from foveal.errors import FovealError
 
 __all__ = ["PuMer"]
@@ -51,6 +59,12 @@ class _PuMerStage(Stage):
         weight = left / members.gather(1, goal).clamp(min=1).to(scores.dtype)
         slot = (kept.cumsum(dim=1) - 1).gather(1, goal)
         return Selection(kept=kept, counts=counts, scores=scores, mix=merge_matrix(slot, weight, max(counts)))
+
+    def flops(self, sizes: StageSizes) -> int:
+        """Attention of the text; and where tokens merge, matching and means."""
+        _, merges = self._split(sizes.tokens, sizes.kept)
+        matching = match_flops(sizes.images, sizes.tokens, sizes.head_width) + sizes.merging(sizes.tokens)
+        return text_attention_flops(sizes) + (matching if merges else 0)
 
     def _split(self, length: int, target: int) -> tuple[int, int]:
         """How many of an image's tokens to leave by pruning, and how many of those to merge into others."""

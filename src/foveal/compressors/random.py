@@ -11,6 +11,7 @@ from torch import Tensor
 from foveal.compressors.base import Compressor, MethodCard
 from foveal.compressors.context import TokenContext
 from foveal.compressors.selection import on_device
+from foveal.compressors.sizes import StageSizes
 
 __all__ = ["Random"]
 
@@ -47,4 +48,9 @@ class Random(Compressor):
         """One uniform number per position, the same for every image."""
         images, tokens = context.layout.valid.shape
         generator = torch.Generator().manual_seed(self.seed)
-        return on_device(torch.rand(tokens, generator=generator), context.hidden.device).expand(images, tokens)
+        scores = torch.rand(tokens, generator=generator)
+        return on_device(scores, context.hidden.device).expand(images, tokens)
+
+    def flops(self, sizes: StageSizes) -> int:
+        """Nothing is multiplied."""
+        return 0

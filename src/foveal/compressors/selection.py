@@ -20,9 +20,11 @@ __all__ = [
     "farthest_first",
     "first_per_row",
     "gram",
+    "gram_flops",
     "greedy_dpp",
     "kept_slots",
     "least_similar_to_pivots",
+    "match_flops",
     "on_device",
     "split_evenly",
     "top_per_row",
@@ -209,6 +211,13 @@ def gram(vectors: Tensor) -> Tensor:
     return products
 
 
+def gram_flops(rows: int, columns: int, width: int) -> int:
+    """FLOPs of `gram`."""
+    starts = range(0, columns, _STRIP)
+    pairs = sum((stop - start) * stop for start in starts for stop in [min(start + _STRIP, columns)])
+    return 2 * rows * width * pairs
+
+
 def greedy_dpp(kernel: Tensor, valid: Tensor, counts: Tensor, steps: int) -> Tensor:
     """Pick tokens that span a large volume: greedy MAP of a determinantal point process (as in CDPruner).
 
@@ -333,6 +342,11 @@ def bipartite_match(
     chosen = top_per_row(best.masked_fill(~can_go, float("-inf")), torch.minimum(merges, can_go.sum(dim=1)))
     goal = torch.where(chosen, targets.gather(1, partner), sources)
     return own.scatter(1, sources, goal), torch.zeros_like(valid).scatter(1, sources, chosen)
+
+
+def match_flops(rows: int, columns: int, width: int) -> int:
+    """FLOPs of `bipartite_match`."""
+    return 2 * rows * ((columns + 1) // 2) * (columns // 2) * width
 
 
 def _widen(values: Tensor) -> Tensor:

@@ -11,12 +11,14 @@ from torch import Tensor
 from foveal.compressors.base import MethodCard
 from foveal.compressors.context import AttentionInputs, Rows, Selection, TokenContext
 from foveal.compressors.selection import density_peaks, falling, first_per_row, on_device
+from foveal.compressors.sizes import StageSizes
 from foveal.compressors.staging import (
     FallingCompressor,
     Stage,
     merge_matrix,
     seen_by_text,
     text_attention,
+    text_attention_flops,
     with_weight,
 )
 
@@ -40,11 +42,8 @@ class _SparseStage(Stage):
 
     def select(self, context: TokenContext) -> Selection:
         """The largest scores, and clusters of the largest below them."""
-        lengths = context.layout.lengths
         scores = self.score(context)
-        split = [
-            self._split(length, target) for length, target in zip(lengths, self.targets(context), strict=True)
-        ]
+        split = self._splits(context.layout.lengths, context.whole_lengths)
         counts = tuple(kept + clusters for kept, clusters in split)
         order = falling(scores)
         kept = first_per_row(order, on_device([kept for kept, _ in split], scores.device))
@@ -52,6 +51,22 @@ class _SparseStage(Stage):
             kept, mix = self._recycle(context, order, kept, split)
             return Selection(kept=kept, counts=counts, scores=scores, mix=mix)
         return Selection(kept=kept, counts=counts, scores=scores)
+
+    def left(self, reaching: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens and clusters."""
+        return tuple(kept + clusters for kept, clusters in self._splits(reaching, whole))
+
+    def flops(self, sizes: StageSizes) -> int:
+        """Attention of the raters, at most all words; and where tokens merge, their distances and means."""
+        ((kept, clusters),) = self._splits((sizes.tokens,), (sizes.whole,))
+        pool = _pool(sizes.tokens - kept)
+        recycling = sizes.products(pool, pool, sizes.width) + sizes.merging(sizes.tokens)
+        return text_attention_flops(sizes) + (recycling if clusters else 0)
+
+    def _splits(self, reaching: tuple[int, ...], whole: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Of each image, `_split` of what is to be left."""
+        targets = super().left(reaching, whole)
+        return [self._split(length, target) for length, target in zip(reaching, targets, strict=True)]
 
     def _split(self, length: int, target: int) -> tuple[int, int]:
         """How many of an image's tokens to keep, and how many clusters to make of the others."""
@@ -180,6 +195,11 @@ class SparseVLM(FallingCompressor):
         mean = affinity.sum(dim=1, keepdim=True) / text.sum(dim=1, keepdim=True).clamp(min=1)
         raters = (text & (affinity > mean)).to(affinity.dtype)
         return raters / raters.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def reading_flops(self, sizes: StageSizes) -> int:
+        """The images' tokens meet all words, of a batch at most as many as it has in all."""
+        words = min(sizes.keys, sizes.sequences * sizes.text)
+        return sizes.products(words, sizes.tokens, sizes.width)
 
 
 def rater_affinity(context: TokenContext) -> tuple[Tensor, Tensor]:

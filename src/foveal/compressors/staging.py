@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from foveal.compressors.base import Compressor, Positions, StagedCompressor
 from foveal.compressors.context import AttentionInputs, Rows, TokenContext
+from foveal.compressors.sizes import StageSizes
 from foveal.errors import FovealError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "scaled_layers",
     "seen_by_text",
     "text_attention",
+    "text_attention_flops",
     "with_weight",
 ]
 
@@ -191,6 +193,12 @@ def text_attention(attention: AttentionInputs, rows: Rows, weights: Tensor) -> T
         total = total + (shares.reshape(len(share), 1, -1) @ received.flatten(1, 2))[:, 0]
     both = torch.stack([total, received[:, :, -1].mean(dim=1)], dim=2)
     return both[:, -rows.prompt.shape[1] :]
+
+
+def text_attention_flops(sizes: StageSizes) -> int:
+    """FLOPs of `text_attention` where every text row of the prompt has weight, and the last comes once more."""
+    queries = sizes.text + 1
+    return sizes.attention(queries) + 2 * sizes.sequences * queries * sizes.heads * sizes.keys
 
 
 def with_weight(weights: Tensor, most: Callable[[], int]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from foveal.compressors.base import MethodCard, Positions, TowerCompressor
 from foveal.compressors.context import Selection, TowerContext
-from foveal.compressors.selection import bipartite_match
+from foveal.compressors.selection import bipartite_match, match_flops
+from foveal.compressors.sizes import StageSizes
 from foveal.errors import FovealError
 
 __all__ = ["ToMe"]
@@ -94,3 +95,11 @@ class ToMe(TowerCompressor):
         kept = empty.scatter(1, context.slots, True)
         shares = context.members / context.members.sum(dim=2, keepdim=True)
         return Selection(kept=kept, counts=(count,) * len(kept), sources=shares)
+
+    def flops(self, sizes: StageSizes) -> int:
+        """Matching in every block; merging adds up without products."""
+        total, left = 0, sizes.keys
+        for removed in self.removals(sizes.tokens, sizes.blocks):
+            total += match_flops(sizes.images, left, sizes.head_width) if removed else 0
+            left -= removed
+        return total

@@ -11,6 +11,7 @@ from torch import Tensor
 from foveal.compressors.base import TowerCompressor, check_choice
 from foveal.compressors.context import AttentionInputs, Selection
 from foveal.compressors.selection import on_device, top_per_row, upper_outliers
+from foveal.compressors.sizes import StageSizes
 from foveal.errors import FovealError
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "outlier_counts",
     "patch_attention",
     "released_budget",
+    "released_share",
     "take_slots",
     "with_extra_token",
 ]
@@ -47,6 +49,10 @@ class ByClassAttention(TowerCompressor):
     def wants_class_token(self) -> bool:
         """Whether the tower must have a class token."""
         return self.query == "class"
+
+    def attention_flops(self, sizes: StageSizes) -> int:
+        """FLOPs of `patch_attention`."""
+        return sizes.attention(1 if self.query == "class" else sizes.tokens)
 
 
 def patch_attention(attention: AttentionInputs, tokens: int, query: Query) -> Tensor:
@@ -82,13 +88,16 @@ def released_budget(keep: float | str, scores: Tensor) -> tuple[int, float]:
     The share of outliers is taken over the whole batch, with quartiles in float32.
     """
     tokens = scores.shape[1]
-    if isinstance(keep, int):
-        return keep, keep / tokens
-    if isinstance(keep, float):
-        return int(tokens * keep), keep
+    if not isinstance(keep, str):
+        return released_share(keep, tokens)
     flat = scores.to(torch.float32).flatten()[None]
     ratio = upper_outliers(flat, torch.ones_like(flat, dtype=torch.bool)).sum().item() / flat.shape[1]
     return int(tokens * ratio), ratio
+
+
+def released_share(keep: float, tokens: int) -> tuple[int, float]:
+    """Tokens that released TRIM and PruMerge keep of an image before they add any, and their share."""
+    return (keep, keep / tokens) if isinstance(keep, int) else (int(tokens * keep), keep)
 
 
 def outlier_counts(scores: Tensor, each: int = 1) -> tuple[int, ...]:

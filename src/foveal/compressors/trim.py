@@ -12,7 +12,15 @@ from torch.nn import functional
 from foveal.compressors.base import MethodCard, Positions, TowerCompressor, check_choice
 from foveal.compressors.context import Selection, TowerContext
 from foveal.compressors.selection import kept_slots, on_device, top_per_row
-from foveal.compressors.towers import Ranking, everything, outlier_counts, released_budget, with_extra_token
+from foveal.compressors.sizes import StageSizes
+from foveal.compressors.towers import (
+    Ranking,
+    everything,
+    outlier_counts,
+    released_budget,
+    released_share,
+    with_extra_token,
+)
 from foveal.errors import FovealError
 
 __all__ = ["TRIM"]
@@ -72,7 +80,7 @@ class TRIM(TowerCompressor):
         relevance = self._relevance(context)
         scores = relevance.softmax(dim=1)
         tokens = scores.shape[1]
-        counts = self._released_counts(scores) if self.parity else self._counts(scores)
+        counts = self._counts(scores)
         if min(counts) == tokens and not self.parity:
             return everything(scores)
         selected = on_device(counts, scores.device) - 1
@@ -81,6 +89,18 @@ class TRIM(TowerCompressor):
         rows = (order[:, :, None] == torch.arange(tokens, device=order.device)).to(scores.dtype)
         mean = ~chosen / (tokens - selected)[:, None].to(scores.dtype)
         return with_extra_token(chosen, rows, mean, counts, scores)
+
+    def left(self, reaching: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens of each image, the mean included."""
+        if not self.parity:
+            return self.counts(reaching)
+        keep = self.known_keep()
+        return tuple(self._with_mean(released_share(keep, tokens)[0], tokens) for tokens in reaching)
+
+    def flops(self, sizes: StageSizes) -> int:
+        """Similarity to the question, and the mean, which takes every kept token through one product."""
+        whole = sizes.kept == sizes.tokens and not self.parity
+        return sizes.products(sizes.tokens, 1, sizes.shared) + (0 if whole else sizes.merging(sizes.tokens))
 
     def _relevance(self, context: TowerContext) -> Tensor:
         """(images, tokens), the larger the sooner kept; float32 or wider."""
@@ -97,15 +117,16 @@ class TRIM(TowerCompressor):
         """Tokens of each image, the mean included."""
         images, tokens = scores.shape
         if self.keep != "auto":
-            return self.counts((tokens,) * images)
-        return outlier_counts(scores)
+            return self.left((tokens,) * images, (tokens,) * images)
+        if not self.parity:
+            return outlier_counts(scores)
+        return (self._with_mean(released_budget(self.keep, scores)[0], tokens),) * images
 
-    def _released_counts(self, scores: Tensor) -> tuple[int, ...]:
-        images, tokens = scores.shape
-        selected, _ = released_budget(self.keep, scores)
+    def _with_mean(self, selected: int, tokens: int) -> int:
+        """Tokens of an image where the released code selects so many."""
         if not 0 < selected < tokens:
             raise FovealError(
                 f"keep={self.keep!r} is {selected} of {tokens} patches, where the released code fails: it needs at "
                 "least one, and one left for the mean token; pass another keep, or parity=False"
             )
-        return (selected + 1,) * images
+        return selected + 1

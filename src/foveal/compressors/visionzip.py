@@ -13,6 +13,7 @@ from torch.nn import functional
 from foveal.compressors.base import MethodCard, Positions
 from foveal.compressors.context import Selection, TowerContext
 from foveal.compressors.selection import kept_slots, top_per_row
+from foveal.compressors.sizes import StageSizes
 from foveal.compressors.towers import ByClassAttention, everything, patch_attention, take_slots
 from foveal.errors import FovealError
 
@@ -79,6 +80,14 @@ class VisionZip(ByClassAttention):
         metric = key.mean(dim=1, dtype=attention.dtype)
         contextual = self._contextual_of(keep)
         return zip_tokens(attention, metric, keep - contextual, contextual, self.wants_class_token())
+
+    def flops(self, sizes: StageSizes) -> int:
+        """Attention; keys of all patches against those of the targets; and what makes the kept tokens."""
+        if sizes.kept == sizes.tokens:
+            return self.attention_flops(sizes)
+        joining = sizes.products(self._contextual_of(sizes.kept), sizes.tokens, sizes.head_width)
+        columns = sizes.tokens + self.wants_class_token()
+        return self.attention_flops(sizes) + joining + sizes.merging(columns)
 
     def _contextual_of(self, keep: int) -> int:
         """Contextual tokens among `keep`."""

@@ -1,8 +1,16 @@
 """What a prompt costs, in closed form: FLOPs, KV cache, weights and activations, from a model's shape alone.
 
 A matrix of n numbers costs 2 n FLOPs for every row. Attention of q rows to k keys costs 4 q k (heads * head width): the
-full rectangle, as `torch.utils.flop_counter.FlopCounterMode` counts it; kernels that skip what a causal mask hides do
-about half of that. Only matrix products are counted: norms, soft-max and rotary embedding are below 1 %.
+full rectangle; kernels that skip what a causal mask hides do about half of that.
+
+Counted is what `torch.utils.flop_counter.FlopCounterMode` counts: matrix products (mm, addmm, bmm, baddbmm,
+convolution, scaled dot-product attention), and all FLOPs here equal it exactly. On a CPU it has to be told of the
+kernel that attention takes there; eager attention needs no such help, and counts the same. Distances (`cdist`, in
+SparseVLM), which it does not know, count as the products of all pairs of points, whatever their kernel does. Norms,
+soft-max, rotary embedding, sorting, gathering and sums, ToMe's averages among them, are no products: below 1 %.
+
+One number is a bound: SparseVLM's raters are taken to be all words of the prompt, as a GPU takes them. Where they can
+be counted without waiting, on a CPU, only those with weight are read.
 
 With N visual tokens and T text tokens of a sample, n kept from layer K on, a decoder of D layers does
 
@@ -10,7 +18,8 @@ With N visual tokens and T text tokens of a sample, n kept from layer K on, a de
 
     KV cache = (K (T + N) + (D - K) (T + n)) * 2 * key heads * head width * bytes a number
 
-Samples are taken to be alike; a ragged batch computes as many rows as its longest sample has.
+Samples are taken to be alike, in text and in number and size of images; a ragged batch computes as many rows as its
+longest sample has.
 """
 
 from __future__ import annotations
@@ -22,7 +31,7 @@ from math import ceil, isqrt
 from foveal.compressors import Compressor, TowerCompressor
 from foveal.compressors.sizes import StageSizes
 from foveal.compressors.tome import ToMe
-from foveal.efficiency.shape import LayerShape, ModelShape
+from foveal.efficiency.shape import LayerShape, ModelShape, TowerShape
 from foveal.errors import FovealError
 
 __all__ = ["Cost", "Load", "cost", "resolve"]
@@ -37,7 +46,7 @@ class Load:
         text: text tokens of a sample's prompt, the template's included.
         behind: those of them that stand behind the image; None for all.
         answer: tokens that are generated.
-        images: of a sample.
+        images: of a sample; every tile is one where text stands between them (Idefics3, SmolVLM).
         visual: visual tokens of an image, or its rows and columns of them; None for what the config says.
         tiles: pictures that an image is split into; None for as many as its tokens fill.
         question: tokens that a text tower reads, of methods that have one.
@@ -77,7 +86,9 @@ class Cost:
         steps: FLOPs of each decode step.
         cache_at_end: bytes of keys and values behind the last step, by layer.
         weights: bytes by part.
-        activations: bytes of the prefill's largest layer, and of what goes through it.
+        activations: bytes of what is alive at the prefill's largest moment, besides weights and cache; in attention
+            kernels that keep no matrix of scores.
+        peak: the same with the cache as it is filled by then.
         images: in the batch.
     """
 
@@ -94,6 +105,7 @@ class Cost:
     cache_at_end: tuple[int, ...]
     weights: dict[str, int]
     activations: int
+    peak: int
     images: int
 
     @property
@@ -118,8 +130,8 @@ class Cost:
 
     @property
     def memory(self) -> int:
-        """Bytes of weights, activations and the cache at its largest."""
-        return sum(self.weights.values()) + self.activations + sum(self.cache_at_end)
+        """Bytes of weights, and of the larger of the prefill's peak and the cache at the end."""
+        return sum(self.weights.values()) + max(self.peak, sum(self.cache_at_end))
 
 
 def cost(
@@ -145,10 +157,12 @@ def cost(
     before = next((stage for stage in stages if isinstance(stage, TowerCompressor)), None)
     seen = _visual_by_layer(stages, visual, len(shape.layers))
     rows = tuple(load.text + load.images * count for count in seen)
+    cache = _cache(shape, load, rows, 0)
+    activations, filled = _largest(shape, load, before, rows, cache)
     images = load.batch * load.images
     steps = [_step(shape, load, rows, step) for step in range(load.answer - 1)]
     return Cost(
-        tower=_tower(shape, load, before, bool(methods)) * images,
+        tower=_tower(shape, load, before, bool(methods)),
         text_tower=_text_tower(shape, load, visual) if before is not None and before.needs_text else 0,
         projector=2 * shape.projector * images * _projected(shape, load, before, seen[0]),
         selection=_selection(shape, load, methods, stages, seen),
@@ -156,11 +170,12 @@ def cost(
         head=2 * load.batch * shape.width * shape.vocabulary,
         rows=rows,
         visual=seen,
-        cache=_cache(shape, load, rows, 0),
+        cache=cache,
         steps=tuple(steps),
         cache_at_end=_cache(shape, load, rows, load.answer - 1),
         weights=_weights(shape, load, before),
-        activations=_activations(shape, load, rows),
+        activations=activations,
+        peak=activations + filled,
         images=images,
     )
 
@@ -218,29 +233,38 @@ def _visual_by_layer(stages: Sequence[Compressor], visual: int, depth: int) -> t
 
 
 def _tower(shape: ModelShape, load: Load, method: TowerCompressor | None, compressed: bool) -> int:
-    """FLOPs of the tower for one image."""
+    """FLOPs of the tower."""
     tower, visual = shape.tower, _visual(load)
     assert load.tiles is not None
     assert load.visual is not None
-    if tower.image_size is None:
-        patches = int(visual * tower.merge**2)
-    else:
-        side = tower.image_size
-        rows, columns = (side, side) if method is None else method.resized((side, side))
-        patches = rows * columns
+    pictures = load.batch * load.images * load.tiles
+    patches = _patches(tower, visual, method)
     depth = len(tower.layers)
     if compressed and shape.patchwise:  # the engine leaves the tower behind the last block that is looked at
         behind = 0 if method is None else method.observed_layer or 0
         depth = min(depth, tower.features + behind)
-    total = 2 * tower.embedding * patches + 2 * tower.pools * visual * patches * tower.width
     lengths = (
         _merged(method, patches, tower.features) if isinstance(method, ToMe) else [patches] * (depth + 1)
     )
+    total = 2 * pictures * (tower.embedding * patches + tower.pools * visual * patches * tower.width)
     for index, layer in enumerate(tower.layers[:depth]):
         attended, onwards = (lengths[place] + tower.class_tokens for place in (index, index + 1))
-        total += 2 * layer.attention * attended + 2 * layer.mlp * onwards
-        total += sum(layer.scores(rows, rows) for rows in _sequences(shape, load.visual, index, attended))
-    return total * load.tiles
+        total += 2 * pictures * (layer.attention * attended + layer.mlp * onwards)
+        sequences = _sequences(shape, load.visual, index, attended)
+        # Pictures that are one sequence hide each other by a mask.
+        total += pictures * sum(
+            layer.scores(rows, rows * (pictures if tower.joined else 1)) for rows in sequences
+        )
+    return total
+
+
+def _patches(tower: TowerShape, visual: int, method: TowerCompressor | None) -> int:
+    """Of a picture."""
+    if tower.image_size is None:
+        return int(visual * tower.merge**2)
+    side = tower.image_size
+    rows, columns = (side, side) if method is None else method.resized((side, side))
+    return rows * columns
 
 
 def _projected(shape: ModelShape, load: Load, method: TowerCompressor | None, kept: int) -> int:
@@ -293,39 +317,42 @@ def _selection(
 ) -> int | None:
     """FLOPs of choosing and merging; None if a method does not tell."""
     visual, total = _visual(load), 0
-    for method in methods:
-        first = method.stages(len(shape.layers))[0]
-        total += method.reading_flops(_sizes(shape, load, first, visual, seen[first.layer]))
+    for method in methods:  # embeddings are read behind what drops tokens at layer 0
+        total += method.reading_flops(_sizes(shape, load, stages, method, seen[0], seen[0]))
     reaching = visual
     for stage in stages:
-        sizes = _sizes(shape, load, stage, reaching, seen[stage.layer])
+        sizes = _sizes(shape, load, stages, stage, reaching, seen[stage.layer])
         chosen = stage.flops(sizes)
         if chosen is None:
             return None
         if stage.own_layer:  # queries, keys and values of its layer, once more
-            chosen += 2 * shape.layers[stage.layer].inputs * load.batch * sizes.rows
+            chosen += 2 * shape.layers[stage.layer].inputs * sizes.sequences * sizes.keys
         total, reaching = total + chosen, seen[stage.layer]
     return total
 
 
-def _sizes(shape: ModelShape, load: Load, stage: Compressor, reaching: int, kept: int) -> StageSizes:
+def _sizes(
+    shape: ModelShape, load: Load, stages: Sequence[Compressor], stage: Compressor, reaching: int, kept: int
+) -> StageSizes:
+    tower, images = shape.tower, load.batch * load.images
     in_tower = isinstance(stage, TowerCompressor)
-    layers = shape.tower.layers if in_tower else shape.layers
-    layer: LayerShape = layers[0 if in_tower else max(stage.layer - (not stage.own_layer), 0)]
-    projected = in_tower and not getattr(stage, "projected", False)
+    layer = tower.layers[0] if in_tower else shape.layers[max(stage.layer - (not stage.own_layer), 0)]
+    deepened = bool(stages) and stages[0].layer < shape.deepstack
     return StageSizes(
-        batch=load.batch,
-        images=load.batch * load.images,
+        images=images,
+        whole=_visual(load),
         tokens=reaching,
         kept=kept,
-        rows=load.text + load.images * reaching,
-        words=load.text if load.behind is None else load.behind,
-        width=shape.tower.width if projected else shape.width,
+        text=load.text,
+        sequences=images if in_tower else load.batch,
+        keys=reaching + tower.class_tokens if in_tower else load.text + load.images * reaching,
         heads=layer.heads,
-        key_heads=layer.key_heads,
         head_width=layer.head_width,
-        class_token=shape.patchwise and bool(shape.tower.class_tokens),
-        streams=1 + max(0, shape.deepstack - stage.layer),
+        width=tower.width if in_tower else shape.width,
+        projected=shape.width,
+        shared=0 if shape.clip is None else shape.clip.shared,
+        blocks=tower.features,
+        streams=1 + shape.deepstack * deepened,
     )
 
 
@@ -360,9 +387,23 @@ def _weights(shape: ModelShape, load: Load, method: TowerCompressor | None) -> d
     return {name: count * load.bytes for name, count in parts.items()}
 
 
-def _activations(shape: ModelShape, load: Load, rows: Sequence[int]) -> int:
-    """Bytes of the prefill's largest moment: the residual stream twice, and the MLP's two branches and their product.
+def _largest(
+    shape: ModelShape, load: Load, method: TowerCompressor | None, rows: Sequence[int], cache: Sequence[int]
+) -> tuple[int, int]:
+    """Bytes of activations and of the cache at the prefill's largest moment.
 
-    Attention in blocks keeps less than that; the logits are those of one row.
+    In the MLP of a layer its two branches and their product are alive, what they are made from, the residual stream
+    in front of the attention and behind it, and all through the decoder the embeddings of all rows, the image's
+    features as the projector made them and as one tensor, and the tower's last two outputs. In the tower, three times
+    the MLP's width and six times that of the stream. That is how LLaVA is written, and others much alike.
     """
-    return load.batch * load.bytes * max(rows) * (2 * shape.width + 3 * shape.inner)
+    tower, images = shape.tower, load.batch * load.images
+    assert load.tiles is not None
+    patches = images * load.tiles * (_patches(tower, _visual(load), method) + tower.class_tokens)
+    embeddings = load.batch * (load.text + load.images * _visual(load)) * shape.width
+    held = embeddings + 2 * images * _visual(load) * shape.width + 2 * patches * tower.width
+    moments = [(load.bytes * (embeddings + patches * (6 * tower.width + 3 * tower.inner)), 0)]
+    for index, row in enumerate(rows):
+        working = load.batch * row * (3 * shape.width + 3 * shape.inner)
+        moments.append((load.bytes * (held + working), sum(cache[: index + 1])))
+    return max(moments, key=sum)

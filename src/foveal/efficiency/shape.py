@@ -68,7 +68,8 @@ class TowerShape:
         embedding: numbers of the patch embedding.
         layers: its blocks.
         features: how many of the blocks the projector's input needs.
-        width: of a feature.
+        width: of a feature, which may join the outputs of several blocks.
+        inner: the widest that a row gets in a block.
         class_tokens: rows beside the patches.
         image_size: patches of a side of a picture or tile; None where pictures have any size.
         merge: patches of a side that become one visual token.
@@ -81,6 +82,7 @@ class TowerShape:
     layers: tuple[LayerShape, ...]
     features: int
     width: int
+    inner: int
     class_tokens: int
     image_size: int | None
     merge: float
@@ -199,8 +201,9 @@ def _active_share(part: nn.Module, layer: nn.Module) -> float:
     stacked = any(p.ndim == 3 for p in part.parameters(recurse=False))
     if not experts or not stacked:
         return 1.0
-    routers = [getattr(other, "top_k", None) for other in layer.modules()]
-    return float(next(filter(None, routers), experts) / experts)
+    config = getattr(part, "config", None)
+    chosen = [getattr(config, "top_k_experts", None), *(getattr(m, "top_k", None) for m in layer.modules())]
+    return float(next(filter(None, chosen), experts) / experts)
 
 
 _ATTENTION = ("self_attn", "attn", "attention")
@@ -268,7 +271,8 @@ def _tower(parts: Parts) -> TowerShape:
         embedding=_matrices(tower, outside),
         layers=layers,
         features=_features(top, len(layers)),
-        width=config.hidden_size,
+        width=getattr(config, "embed_dim", config.hidden_size) * len(_feature_layers(top)),
+        inner=max(_inner(block) for block in blocks),
         class_tokens=int(special),
         image_size=None if anywhere else int(size) // int(patch),
         merge=merge,
@@ -278,13 +282,15 @@ def _tower(parts: Parts) -> TowerShape:
     )
 
 
+def _feature_layers(config: Any) -> list[int]:
+    """Indices among the tower's hidden states that the projector is given; the last by default."""
+    layers = getattr(config, "vision_feature_layer", None)
+    return list(layers) if isinstance(layers, list | tuple) else [-1 if layers is None else layers]
+
+
 def _features(config: Any, depth: int) -> int:
     """How many blocks it takes to make what the projector is given."""
-    layer = getattr(config, "vision_feature_layer", None)
-    if layer is None:
-        return depth
-    layers: list[int] = list(layer) if isinstance(layer, list | tuple) else [layer]
-    return max(index if index >= 0 else depth + 1 + index for index in layers)
+    return max(index if index >= 0 else depth + 1 + index for index in _feature_layers(config))
 
 
 def _merge(config: Any, vision: Any) -> float:

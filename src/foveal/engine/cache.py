@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from foveal.compressors.selection import on_device
 from foveal.errors import FovealError
 
 __all__ = [
@@ -65,7 +66,7 @@ class LayerView:
             return self
         table = self.columns_between(0, slots)
         table = table.masked_fill(table >= slots, -1).contiguous()
-        offset = torch.as_tensor(self.offset, device=table.device)
+        offset = on_device(self.offset, table.device)
         return LayerView(self.columns, offset, uniform=False, shift=self.shift, table=table)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> None:

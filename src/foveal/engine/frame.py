@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import Cache
 
 from foveal.compressors.context import Selection, VisualLayout
-from foveal.engine.cache import LayerView, physical_length, static_length, view_of
+from foveal.compressors.selection import on_device
+from foveal.engine.cache import LayerView, static_length, view_of
 from foveal.engine.masks import translate_mask
 from foveal.engine.rows import compact, map_tensors, take
 from foveal.errors import FovealError
@@ -34,7 +35,7 @@ class Stream:
         ahead: (batch,) the same for the rows that follow this forward.
         deepstack: of a stream whose tokens were merged, (batch, kept, width) for each layer what is added behind it.
         memo: tables and masks already gathered for this forward, by the object they came from (kept alive there).
-        views: cache views already made for this forward, shared by the layers of a stage.
+        views: cache views already made for this forward, by the id of the one they follow (kept alive there).
     """
 
     rows: Tensor
@@ -47,7 +48,7 @@ class Stream:
     ahead: Tensor | None = None
     deepstack: list[Tensor] | None = None
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
-    views: dict[Any, tuple[LayerView | None, LayerView]] = field(default_factory=dict)
+    views: dict[int, tuple[LayerView | None, LayerView]] = field(default_factory=dict)
 
     @property
     def uniform(self) -> bool:
@@ -87,13 +88,11 @@ class Stream:
         shift, ahead = take(real, self.rows, 1, 0) - alive, real[:, -1] - alive[:, -1]
         return replace(self, shift=shift, ahead=ahead, memo={}, views={})
 
-    def grow_view(self, cache: Cache, layer: int, frame_length: int) -> tuple[LayerView, int]:
-        """The layer's cache view once these rows are added, and the logical number of keys before them."""
+    def grow_view(self, cache: Cache, layer: int, past: int, frame_length: int) -> LayerView:
+        """The layer's cache view once these rows are added behind `past` logical keys."""
         old = view_of(cache, layer)
-        physical = physical_length(cache, layer)
-        past = physical + (int(old.offset) if old else 0)
-        key = (id(old), physical)
-        if key not in self.views:
+        if id(old) not in self.views:
+            physical = past - (int(old.offset) if old else 0)
             before = old.columns_between(0, physical) if old else _counting(physical, self.rows)
             added = torch.where(self.rows >= 0, self.rows + past, -1)
             view = LayerView(
@@ -102,8 +101,8 @@ class Stream:
                 uniform=self.uniform and (old is None or old.uniform),
                 shift=_sum(self.ahead, None if old is None else old.shift),
             )
-            self.views[key] = (old, view.allocated(static_length(cache, layer)))
-        return self.views[key][1], past
+            self.views[id(old)] = (old, view.allocated(static_length(cache, layer)))
+        return self.views[id(old)][1]
 
     def translate(
         self,
@@ -181,7 +180,9 @@ class Frame:
         whole: the stream of all rows.
         text_counts: real text rows of each sample, on the host.
         image_samples: the sample of each image, on the host.
+        past: logical rows of earlier forwards on the same cache.
         labels: (batch, rows) the labels of this forward, if any.
+        at_risk: whether a label is predicted by a row that may be dropped.
         student: the model's own stream once something was dropped.
         teacher: the teacher's stream, in lock-step training.
         teacher_hidden: (batch, kept, width) the teacher's residual stream.
@@ -196,7 +197,9 @@ class Frame:
     whole: Stream
     text_counts: tuple[int, ...]
     image_samples: tuple[int, ...]
+    past: int
     labels: Tensor | None
+    at_risk: bool
     student: Stream | None = None
     teacher: Stream | None = None
     teacher_hidden: Tensor | None = None
@@ -212,7 +215,9 @@ class Frame:
         return self.student or self.whole
 
     @classmethod
-    def of(cls, numbers: Tensor, real: Tensor, labels: Tensor | None, asked: int = 1) -> Frame | None:
+    def of(
+        cls, numbers: Tensor, real: Tensor, labels: Tensor | None, asked: int = 1, past: int = 0
+    ) -> Frame | None:
         """Describe a forward, None if it holds no visual token. Where an image prefill waits for the device.
 
         Args:
@@ -220,35 +225,46 @@ class Frame:
             real: (batch, rows) bool, False for padding.
             labels: (batch, rows) or None.
             asked: the last rows whose logits the caller asked for; 0 for all.
+            past: logical rows of earlier forwards on the same cache.
 
         Raises:
             FovealError: logits are asked for of a visual token, which may be dropped, or of padding.
         """
         visual = (numbers >= 0) & real
-        per_token = numbers[visual]
-        if not per_token.numel():
+        text = real & ~visual
+        # All that the host has to know, in one copy.
+        facts = torch.stack([torch.where(visual, numbers, -1), text.long(), _predicts(labels, real)]).cpu()
+        image, is_text, predicts = facts[0], facts[1].bool(), facts[2].bool()
+        on_image = image >= 0
+        if not on_image.any():
             return None
-        lengths = per_token.bincount()
+        _refuse_ends(on_image, is_text, asked)
+        lengths = image[on_image].bincount()
         seen = lengths > 0  # an image may be masked out whole
-        # The last images of a batch may be masked out, too: they have no length at all.
-        numbers = (seen.cumsum(0) - 1)[numbers.clamp(min=0, max=len(seen) - 1)]
+        if not seen.all():
+            # The last images of a batch may be masked out, too: they have no length at all.
+            renumbered = on_device(seen.cumsum(0) - 1, numbers.device)
+            numbers = renumbered[numbers.clamp(min=0, max=len(seen) - 1)]
         lengths = lengths[seen]
         first = lengths.cumsum(0) - lengths
-        samples = visual.nonzero()[:, 0][first]
-        text = real & ~visual
-        facts = (lengths, samples, text.sum(dim=1), _last_rows(visual, real, asked))
-        lengths_host, samples_host, text_host, ends = (x.tolist() for x in facts)
-        _refuse_ends(*ends)
         batch, rows = visual.shape
         whole = Stream(
             rows=torch.arange(rows, device=visual.device).expand(batch, -1),
             numbers=torch.where(visual, numbers, -1),
             text=text,
             prompt=_prompt(real, visual, labels, asked),
-            lengths=tuple(lengths_host),
+            lengths=tuple(lengths.tolist()),
             row_counts=(rows,) * batch,
         )
-        return cls(rows, whole, tuple(text_host), tuple(samples_host), labels)
+        return cls(
+            length=rows,
+            whole=whole,
+            text_counts=tuple(is_text.sum(dim=1).tolist()),
+            image_samples=tuple(on_image.nonzero()[:, 0][first].tolist()),
+            past=past,
+            labels=labels,
+            at_risk=bool((predicts & ~is_text).any()),
+        )
 
     @property
     def decided(self) -> set[int]:
@@ -281,22 +297,25 @@ class Frame:
         return tuple(counts)
 
 
-def _last_rows(visual: Tensor, real: Tensor, asked: int) -> Tensor:
-    """(2,) bool: whether logits are asked for of a visual token, and of padding behind a sample."""
+def _predicts(labels: Tensor | None, like: Tensor) -> Tensor:
+    """(batch, rows) int64, 1 for the rows that predict a label."""
+    predicts = torch.zeros_like(like, dtype=torch.int64)
+    if labels is not None:
+        predicts[:, :-1] = labels[:, 1:].to(like.device) != -100
+    return predicts
+
+
+def _refuse_ends(visual: Tensor, text: Tensor, asked: int) -> None:
+    """Nothing would predict the next token; (batch, rows) bool on the host, `asked` for the logits of the last."""
     if not asked:
-        return visual.new_zeros(2)
-    padding = ~real[:, -asked:] & real.any(dim=1, keepdim=True)
-    return torch.stack([visual[:, -asked:].any(), padding.any()])
-
-
-def _refuse_ends(on_image: bool, on_padding: bool) -> None:
-    """Nothing would predict the next token."""
-    if on_image:
+        return
+    real = visual | text
+    if visual[:, -asked:].any():
         raise FovealError(
             "the last row is a visual token, which may be dropped, so nothing would predict the next token: end the "
             "prompt with text, and in chunked prefill choose a prefill_chunk_size that cuts no image"
         )
-    if on_padding:
+    if (~real[:, -asked:] & real.any(dim=1, keepdim=True)).any():
         raise FovealError(
             "a sample ends with padding, where its next token is asked for: pad on the left "
             "(processor.tokenizer.padding_side = 'left')"

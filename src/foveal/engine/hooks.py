@@ -34,6 +34,7 @@ from foveal.engine.cache import (
     with_views,
 )
 from foveal.engine.deepstack import deepen, of_stream, take_over
+from foveal.engine.early_exit import features_only, leave_early
 from foveal.engine.families import Parts
 from foveal.engine.frame import Frame, StageResult, Stream
 from foveal.engine.images import Placeholders, watch_features
@@ -172,6 +173,8 @@ class Hooks:
         top, first = self.parts.top, self.parts.layers[self._hooked[0]]
         if self._tower is not None:
             undo.enter_context(self._tower.installed())
+        observed = None if self._tower is None else self._tower.observed_layer
+        undo.enter_context(leave_early(self.parts, observed))
         undo.enter_context(watch_features(self.parts.base))
         for layer, stages in self._observers().items():
             observer = partial(self._observe, stages)
@@ -242,7 +245,8 @@ class Hooks:
             asked = kwargs.get("logits_to_keep", 0)
             _call.set(_Call(self._labels_of(kwargs), asked if isinstance(asked, int) else 0))
             try:
-                return forward(*args, **kwargs)
+                with features_only(self.parts.top):
+                    return forward(*args, **kwargs)
             finally:
                 _call.set(outer[0])
                 _frame.set(outer[1])
@@ -266,12 +270,10 @@ class Hooks:
         _call.set(call)
         if source is None:
             return
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
         if self._tower is not None:
             self._tower.ask(kwargs.get("input_ids", args[0] if args else None))
         call.placeholders = self._placeholders(args, kwargs, source)
-        call.real = real_rows(kwargs.get("attention_mask"), source, past)
+        call.real = real_rows(kwargs.get("attention_mask"), source, kwargs.get("past_key_values"))
 
     def _placeholders(self, args: Any, kwargs: dict[str, Any], source: Tensor) -> Placeholders:
         if self.visual_mask is not None:
@@ -288,7 +290,7 @@ class Hooks:
         _call.set(None)
         positions = kwargs.get("position_ids")
         refuse_packing(self._backend, kwargs.get("attention_mask"), positions)
-        frame = None if call is None else self._describe(call, positions)
+        frame = None if call is None else self._describe(call, positions, kwargs.get("past_key_values"))
         _frame.set(frame)
         if frame is None:
             return (
@@ -299,13 +301,17 @@ class Hooks:
         self._last = self._last_here.frame = frame
         return args, take_over(frame, kwargs) if self._deepened else kwargs
 
-    def _describe(self, call: _Call, positions: Tensor | None) -> Frame | None:
+    def _describe(self, call: _Call, positions: Tensor | None, cache: Cache | None) -> Frame | None:
         """The frame of this forward; None for sequences without visual tokens."""
         if call.placeholders is None or call.real is None:
             return None
         per_frame = self.compressors[0].per_frame
         numbers = call.placeholders.numbers(self.parts, positions, per_frame=per_frame)
-        return None if numbers is None else Frame.of(numbers, call.real, call.labels, call.asked)
+        if numbers is None:
+            return None
+        # Of a static cache that was used before, only the device knows how much it holds.
+        past = 0 if cache is None else int(cache.get_seq_length())
+        return Frame.of(numbers, call.real, call.labels, call.asked, past)
 
     def _after_decoder(self, _module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if _is_decode_step(_source(args, kwargs), kwargs):
@@ -359,7 +365,9 @@ class Hooks:
         frame = None if _is_decode_step(hidden, kwargs) else _frame.get()
         cache = kwargs.get("past_key_values")
         if frame is not None and cache is not None and static_length(cache, index) is not None:
-            frame.keys = physical_length(cache, index) + frame.current.rows.shape[1]
+            # Waits for the device, but not for the first prompt.
+            before = physical_length(cache, index) if frame.past else 0
+            frame.keys = before + frame.current.rows.shape[1]
 
     def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -385,8 +393,7 @@ class Hooks:
     def _begin(self, compressor: Compressor, frame: Frame, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Start a stage: choose the rows that go on, unless all do."""
         cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length(compressor.layer))
-        hidden = self._choose(compressor, frame, hidden, past)
+        hidden = self._choose(compressor, frame, hidden, frame.past)
         if cache is not None and frame.student is not None:
             refuse_cache(cache, self._backend)
         return hidden
@@ -409,7 +416,7 @@ class Hooks:
         kwargs = {**kwargs, "past_key_values": None}
         if cache is not None:
             # Without the keys of earlier turns, and the empty slots of a static cache.
-            past = int(cache.get_seq_length(index))
+            past = frame.past
             columns = torch.arange(past, past + frame.length, device=hidden.device)
             kwargs["attention_mask"] = translate_mask(
                 kwargs.get("attention_mask"),
@@ -443,10 +450,10 @@ class Hooks:
         """The layer's arguments for a stream whose rows were dropped, its cache view brought up to date."""
         cache: Cache | None = kwargs.get("past_key_values")
         refuse_window(self._backend, self.parts.decoder.config, index)
-        view, columns, uniform, past = None, stream.rows, stream.uniform, 0
+        view, columns, uniform = None, stream.rows, stream.uniform
         if cache is not None:
             logical = with_views(cache, self._hooked, self._switch)
-            view, past = stream.grow_view(logical, index, frame.length)
+            view = stream.grow_view(logical, index, frame.past, frame.length)
             logical.views[index] = view
             uniform = view.uniform
             columns = view.table if view.table is not None else view.columns
@@ -458,16 +465,19 @@ class Hooks:
             view=view,
             columns=columns,
             uniform=uniform,
-            past=past,
+            past=frame.past,
             length=frame.length,
             attention=self._backend,
         )
-        if self._tables is None:
-            return kwargs
-        before = None if view is None else view.shift
-        if before is not None and stream.ahead is not None:
-            before = before - stream.ahead.to(before.device)
-        return self._tables.shifted(kwargs, index, stream.shift, before, stream.memo, id(view))
+        if self._tables is not None:
+            before = None if view is None else view.shift
+            if before is not None and stream.ahead is not None:
+                before = before - stream.ahead.to(before.device)
+            kwargs = self._tables.shifted(kwargs, index, stream.shift, before, stream.memo, id(view))
+        if "flash" in self._backend and kwargs["attention_mask"] is None:
+            # Each layer would read them on the host, and take their gaps for the ends of packed sequences.
+            kwargs["position_ids"] = None
+        return kwargs
 
     def _continue_cache(self, index: int, hidden: Tensor, args: Any, kwargs: dict[str, Any]) -> Any:
         """Decode, or a turn without images: every row stays, but the mask must fit the keys of a pruned layer."""

@@ -11,11 +11,13 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from foveal.compressors.selection import on_device
 from foveal.engine.attributes import replaced
 from foveal.engine.families import Parts
 from foveal.errors import FovealError
@@ -158,9 +160,9 @@ def _first_rows(parts: Parts, modality: str, rows: Tensor, lengths: list[int]) -
     runs = _run_starts(rows)
     if parts.family.tiles or not lengths:
         return runs
-    starts = torch.tensor([0, *lengths[:-1]], device=rows.device).cumsum(0)
-    index = rows.flatten().cumsum(0).view_as(rows) - 1
-    told = rows & torch.isin(index, starts)
+    starts = on_device([0, *accumulate(lengths[:-1])], rows.device).clamp_(max=rows.numel())
+    first = torch.zeros(rows.numel() + 1, dtype=torch.bool, device=rows.device).index_fill_(0, starts, True)
+    told = rows & first[rows.flatten().cumsum(0).view_as(rows) - 1]
     # Features that do not add up (some models append a newline later) tell nothing.
     reliable = rows.sum() == sum(lengths)
     return torch.where(reliable, told if modality in parts.family.broken else told | runs, runs)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import Cache
 
 from foveal.engine.rows import take
 from foveal.errors import FovealError
@@ -45,10 +46,12 @@ def translate_mask(
     Raises:
         FovealError: a mask of another kind.
     """
+    if mask is None and uniform:
+        return None
     if "flash" in attention:
         return _keys(mask, columns)
     if mask is None:
-        return None if uniform else _causal(rows, columns, past, length)
+        return _causal(rows, columns, past, length)
     if isinstance(mask, BlockMask):
         return _block_mask(mask, rows, columns, past + length)
     if not isinstance(mask, Tensor) or mask.ndim != 4:
@@ -69,7 +72,7 @@ def translate_mask(
 
 
 def _keys(mask: Tensor | None, columns: Tensor) -> Tensor:
-    """The 2-D mask of flash backends: always one, for without it jumps in position ids read as packed sequences."""
+    """The 2-D mask of flash backends."""
     exists = columns >= 0
     return exists if mask is None else take(mask, columns, -1, 0).bool() & exists.to(mask.device)
 
@@ -97,29 +100,30 @@ def _causal(rows: Tensor | None, columns: Tensor, past: int, length: int) -> Ten
     return allowed[:, None]
 
 
-def real_rows(mask: Any, source: Tensor, past: int) -> Tensor:
+def real_rows(mask: Any, source: Tensor, cache: Cache | None) -> Tensor:
     """(batch, rows) bool: which rows of this forward are no padding.
 
     Args:
         mask: what the model was called with: None, (batch, keys), a prepared 4-D or block mask, or one for each kind of
             layer.
         source: (batch, rows, ...) ids or embeddings.
-        past: logical keys before this forward.
+        cache: asked for its logical length where a prepared mask has to be read, since a static one is waited for.
     """
     batch, rows = source.shape[:2]
     if isinstance(mask, dict):
         mask = mask.get("full_attention", next(iter(mask.values())))
     if mask is None:
         return torch.ones(batch, rows, dtype=torch.bool, device=source.device)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        real: Tensor = mask[:, -rows:].bool()
+        return real
+    past = 0 if cache is None else int(cache.get_seq_length())
     if isinstance(mask, BlockMask):
         sample, row = torch.meshgrid(
             torch.arange(batch, device=source.device), torch.arange(rows, device=source.device), indexing="ij"
         )
         sees_itself: Tensor = mask.mask_mod(sample, torch.zeros_like(sample), row, row + past)
         return sees_itself.expand(batch, rows)
-    if mask.ndim == 2:
-        real: Tensor = mask[:, -rows:].bool()
-        return real
     # Prepared 4-D masks: padding may not even see itself. Those of sliding windows start at a later column.
     own = mask[:, 0].diagonal(min(past, mask.shape[-1] - rows), -2, -1)
     real = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2

@@ -140,7 +140,7 @@ def refuse_cache(cache: Cache, attention: str) -> None:
 
 def refuse_lost_labels(frame: Frame, stream: Stream) -> None:
     """A label is predicted by the row before it: that row must still exist."""
-    if frame.labels is None:
+    if frame.labels is None or not frame.at_risk:
         return
     rows = stream.rows
     alive = restore(torch.ones_like(rows)[..., None], rows, frame.length)[..., 0].bool()

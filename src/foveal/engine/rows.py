@@ -50,10 +50,14 @@ def take(source: Tensor, index: Tensor, dim: int, batch_dim: int) -> Tensor:
 
 def restore(source: Tensor, rows: Tensor, length: int) -> Tensor:
     """Inverse of a row gather: put (batch, kept, width) back at `rows` of (batch, length, width), zeros elsewhere."""
-    full = source.new_zeros(source.shape[0], length + 1, source.shape[2])
+    batch, _, width = source.shape
+    full = source.new_zeros(batch * (length + 1), width)
     rows = rows.to(source.device)
-    target = torch.where(rows >= 0, rows, length)[..., None].expand_as(source)
-    return full.scatter(1, target, source)[:, :length]
+    start = torch.arange(batch, device=rows.device)[:, None] * (length + 1)
+    # Whole rows at once: several times as fast as a scatter of single values.
+    target = start + torch.where(rows >= 0, rows, length)
+    full = full.index_copy(0, target.flatten(), source.flatten(0, 1))
+    return full.view(batch, length + 1, width)[:, :length]
 
 
 def blend(hidden: Tensor, layout: VisualLayout, selection: Selection) -> Tensor:

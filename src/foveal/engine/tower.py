@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from foveal.compressors.base import TowerCompressor
 from foveal.compressors.context import AttentionInputs, Selection, TokenContext, TowerContext
-from foveal.compressors.selection import kept_slots
+from foveal.compressors.selection import kept_slots, on_device
 from foveal.engine.attributes import replaced
 from foveal.engine.families import Parts
 from foveal.engine.precision import undisturbed
@@ -105,9 +105,8 @@ class TowerStage:
             ]
             for handle in handles:
                 undo.callback(handle.remove)
-            if compressor.observed_layer is not None:
-                observed = min(self._feature_layer + compressor.observed_layer, len(layers) - 1)
-                undo.enter_context(observe_attention(layers[observed].self_attn, _note_attention))
+            if self.observed_layer is not None:
+                undo.enter_context(observe_attention(layers[self.observed_layer].self_attn, _note_attention))
             if self._merging is not None:
                 undo.enter_context(self._merging.installed())
             if compressor.needs_text:
@@ -118,6 +117,14 @@ class TowerStage:
         """Note the prompt (batch, rows) whose images come next."""
         if ids is not None:
             _ids.set(ids)
+
+    @property
+    def observed_layer(self) -> int | None:
+        """The tower layer whose attention the method looks at."""
+        behind = self.compressor.observed_layer
+        if behind is None:
+            return None
+        return min(self._feature_layer + behind, len(self.parts.tower_layers) - 1)
 
     @property
     def _feature_layer(self) -> int:
@@ -210,27 +217,28 @@ class TowerStage:
             raise FovealError(
                 f"{type(self.compressor).__name__} reads the question, but no input_ids came with the image"
             )
+        if self.questions is None or len(ids) > 1:
+            ids = ids.cpu()  # text is read on the host
         questions = self.questions or self.text_tower.questions(ids)
         if len(questions) != len(ids):
             raise FovealError(
                 f"run.questions has {len(questions)} texts for {len(ids)} samples: pass one each"
             )
         embeds = self.text_tower.embed(questions)
-        return embeds.repeat_interleave(self._images_per_sample(ids, images), dim=0)
+        return embeds.index_select(0, on_device(self._samples(ids, images), embeds.device))
 
-    def _images_per_sample(self, ids: Tensor, images: int) -> Tensor:
-        """(batch,) how many of the images belong to each sample."""
+    def _samples(self, ids: Tensor, images: int) -> list[int]:
+        """Which sample each of the images belongs to."""
         if len(ids) == 1:
-            return torch.tensor([images], device=ids.device)
+            return [0] * images
         tokens = ids.eq(self.parts.placeholders["image"]).sum(dim=1)
-        counts = tokens // (self._grid[0] * self._grid[1])
-        if int(counts.sum()) != images:
+        counts = (tokens // (self._grid[0] * self._grid[1])).tolist()
+        if sum(counts) != images:
             raise FovealError(
                 f"{type(self.compressor).__name__} cannot tell which sample each image belongs to: the prompts name "
-                f"{int(counts.sum())} images, but {images} are given (with those of earlier turns, pass one sample at "
-                "a time)"
+                f"{sum(counts)} images, but {images} are given (with those of earlier turns, pass one sample at a time)"
             )
-        return counts
+        return [sample for sample, count in enumerate(counts) for _ in range(count)]
 
 
 def marked(context: TokenContext) -> Selection:
