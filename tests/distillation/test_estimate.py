@@ -13,13 +13,14 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaCon
 from foveal import FovealError
 from foveal.distillation import distil
 from foveal.distillation.adapters import with_adapters
-from foveal.distillation.estimate import DEVICES, MFU, Device, Estimate, estimate
+from foveal.distillation.estimate import DEVICES, MFU, Estimate, estimate
 from foveal.distillation.recipe import Recipe, parse_recipe
 from foveal.distillation.schedules import Plan
-from foveal.efficiency.configs import read_config
 from foveal.distillation.trainable import freeze
+from foveal.efficiency.configs import read_config
+from foveal.efficiency.hardware import HARDWARE, Hardware
 
-A100 = next(device for device in DEVICES if device.name == "a100")
+A100 = HARDWARE["a100"]
 BATCH, LENGTH, VISUAL, IMAGE = 2, 512, 256, 5
 
 
@@ -87,6 +88,15 @@ def test_flops_of_plain_training() -> None:
     assert anew.flops / found.flops == pytest.approx(4 / 3, rel=0.03)
 
 
+def test_flops_by_hand() -> None:
+    """Forward and backward of 640 rows, of 32 rows of logits, and of 576 through the projector; the tower forward."""
+    words = ("--schedule=none", "--activation_checkpointing=false", "--text_tokens=64")
+    layers = 32 * (2 * 202_375_168 * 640 + 4 * 4096 * 640 * 640)
+    head, projector = 2 * 4096 * 32064 * 32, 2 * (1024 * 4096 + 4096 * 4096) * 576
+    tower = of("llava-1.5-7b", *words).flops / 128 - 3 * (layers + head + projector)
+    assert tower == pytest.approx(2 * 303.5e6 * 576, rel=0.07)
+
+
 def test_dropping_tokens_and_sharing_save_work() -> None:
     plain, direct, tcd = (
         of("llava-1.5-7b", f"--schedule={name}").flops for name in ("none", "direct", "tcd")
@@ -117,7 +127,7 @@ def test_steps_follow_from_the_data_or_are_unknown() -> None:
 
 def test_hours_at_the_stated_share_of_the_peak() -> None:
     found = of("bundled")
-    device = Device("slow", 1, peak=found.flops / 1e12)
+    device = Hardware("slow", 1, bandwidth=1, peak=found.flops)
     assert found.hours(device) == pytest.approx(200 / MFU / 3600)
 
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from foveal.cli.common import print_json, screen
 from foveal.data import load_conversations
-from foveal.distillation.estimate import DEVICES, MFU, Device, Estimate, estimate
+from foveal.distillation.estimate import DEVICES, MFU, Estimate, estimate
 from foveal.distillation.recipe import Recipe
+from foveal.efficiency.hardware import GIB, Hardware, measured
 
 __all__ = ["dry_run"]
-
-_GIB = 2**30
 
 
 def dry_run(recipe: Recipe, *, as_json: bool) -> None:
     """Print what `recipe` needs."""
     found = estimate(recipe, _conversations(recipe))
-    devices = [*DEVICES, _this_machine()]
+    devices = [*DEVICES, measured("cpu", torch.bfloat16 if recipe.config.bf16 else torch.float32)]
     if as_json:
         print_json(_as_json(found, devices))
     else:
@@ -37,14 +36,7 @@ def _conversations(recipe: Recipe) -> int | None:
     )
 
 
-def _this_machine() -> Device:
-    """The CPU at hand, at a guess of 100 GFLOP/s a core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
-    return Device(f"this CPU, {cores} cores", round(memory, 1), 0.1 * cores)
-
-
-def _as_json(found: Estimate, devices: list[Device]) -> dict[str, Any]:
+def _as_json(found: Estimate, devices: list[Hardware]) -> dict[str, Any]:
     batch = found.batch_size
     return {
         **asdict(found),
@@ -63,7 +55,7 @@ def _as_json(found: Estimate, devices: list[Device]) -> dict[str, Any]:
     }
 
 
-def _print(found: Estimate, devices: list[Device]) -> None:
+def _print(found: Estimate, devices: list[Hardware]) -> None:
     console = screen()
     for table in (_parts(found), _memory(found), _devices(found, devices)):
         console.print(table)
@@ -101,17 +93,17 @@ def _memory(found: Estimate) -> Table:
         "all at the worst": memory.total(batch),
     }
     for name, value in rows.items():
-        table.add_row(name, f"{value / _GIB:,.2f}", style="bold" if name.startswith("all") else None)
+        table.add_row(name, f"{value / GIB:,.2f}", style="bold" if name.startswith("all") else None)
     return table
 
 
-def _devices(found: Estimate, devices: list[Device]) -> Table:
+def _devices(found: Estimate, devices: list[Hardware]) -> Table:
     count = f"{found.processes} x " if found.processes > 1 else ""
     table = _table("Where it fits", "device", "GiB", f"batch of {found.batch_size}", "largest batch", "time")
     for device in devices:
         table.add_row(
             count + device.name,
-            f"{device.memory:g}",
+            f"{device.memory:.0f}",
             "fits" if found.memory.fits(found.batch_size, device) else "too large",
             str(found.memory.largest_batch(device)),
             _time(found.hours(device)),
@@ -132,7 +124,7 @@ def _notes(found: Estimate) -> list[str]:
         f"{steps} steps of {found.per_step} conversations, {found.flops / 1e12:,.3g} TFLOPs a step",
         f"memory: every conversation {seen['max_length']} tokens long (--max_length)",
         f"time: {seen['visual_tokens']} visual, {seen['text_tokens']} text tokens (--visual_tokens, --text_tokens)",
-        f"time: {100 * MFU:.0f} % of a device's bfloat16 peak",
+        f"time: {100 * MFU:.0f} % of a device's peak, by its bfloat16 data sheet; of this CPU's, measured",
     ]
     if found.processes > 1:
         notes.append(

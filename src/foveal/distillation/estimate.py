@@ -12,32 +12,34 @@ there at its end only, for as many answers as are in memory at once. `layers` is
 pass has come to some layer: what is still kept, and that layer's inside and gradients. Layers below the compression see
 all rows, those above it the student's; the teacher's rows leave nothing behind.
 
-FLOPs are 2 a parameter and row, 4 * width * context in attention; the backward pass counts twice its forward, once if
-the weights are frozen (LoRA), and once more with checkpointing.
+FLOPs are `foveal.efficiency.cost`'s; the backward pass counts twice its forward, once if the weights are frozen (LoRA),
+and once more with checkpointing.
 """
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from math import ceil
 from statistics import mean
-from typing import Any
 
 from torch import nn
 
-from foveal.compressors import StagedCompressor, TowerCompressor, method_class
+from foveal.compressors import Compressor
 from foveal.distillation.adapters import adapted_layers
 from foveal.distillation.config import EpicConfig
+from foveal.distillation.lockstep import can_share
 from foveal.distillation.recipe import Recipe
-from foveal.distillation.schedules import Plan
-from foveal.efficiency.configs import empty_model, read_config
 from foveal.distillation.trace import plans
 from foveal.distillation.trainable import freeze
+from foveal.efficiency.configs import USUAL_SIDE, empty_model, read_config
+from foveal.efficiency.cost import Load, cost
+from foveal.efficiency.hardware import GIB, HARDWARE, Hardware
+from foveal.efficiency.shape import ModelShape, model_shape
 from foveal.engine.families import Parts, find_parts
 
-__all__ = ["DEVICES", "MFU", "Device", "Estimate", "Memory", "Part", "estimate"]
+__all__ = ["DEVICES", "MFU", "Estimate", "Memory", "Part", "estimate"]
 
-GIB = 2**30
 MFU = 0.3
 """Share of a device's peak that training is assumed to reach, recomputation counted as work."""
 _RESERVED = 1.0 * GIB  # the driver's context and the libraries' workspaces
@@ -45,27 +47,10 @@ _FRAGMENTED = 1.08  # what the allocator holds beyond what is used
 _SAMPLED = 200  # steps of the schedule that are looked at
 
 
-@dataclass(frozen=True)
-class Device:
-    """Something to train on.
+DEVICES = tuple(HARDWARE[name] for name in ("rtx4090", "a100", "h100", "h200"))
+"""What a dry run tells about."""
 
-    Attributes:
-        name: what it is called.
-        memory: GiB.
-        peak: dense bfloat16 TFLOP/s, from its data sheet.
-    """
-
-    name: str
-    memory: float
-    peak: float
-
-
-DEVICES = (
-    Device("rtx4090", 24, 165),
-    Device("a100", 80, 312),
-    Device("h100", 80, 989),
-    Device("h200", 140, 989),
-)
+Pair = tuple[Compressor, Compressor | None]
 
 
 @dataclass(frozen=True)
@@ -111,11 +96,11 @@ class Memory:
         """Everything."""
         return self.weights + self.gradients + self.optimizer + self.casts + self.activations(batch)
 
-    def fits(self, batch: int, device: Device) -> bool:
+    def fits(self, batch: int, device: Hardware) -> bool:
         """Whether a device has room for that, its reserve included."""
         return self.total(batch) * _FRAGMENTED + _RESERVED <= device.memory * GIB
 
-    def largest_batch(self, device: Device) -> int:
+    def largest_batch(self, device: Hardware) -> int:
         """The most conversations per micro-batch that fit; 0 if not even one does."""
         room = (device.memory * GIB - _RESERVED) / _FRAGMENTED - (self.total(0) - self.logits)
         return max(0, int(min((room - self.logits) / self.kept, room / self.layers)))
@@ -145,11 +130,11 @@ class Estimate:
     flops: float
     assumed: dict[str, int]
 
-    def hours(self, device: Device) -> float | None:
+    def hours(self, device: Hardware) -> float | None:
         """Time on as many of these as there are processes, at `MFU`."""
         if self.steps is None:
             return None
-        return self.steps * self.flops / (self.processes * device.peak * 1e12 * MFU) / 3600
+        return self.steps * self.flops / (self.processes * device.peak * MFU) / 3600
 
 
 def estimate(recipe: Recipe, conversations: int | None = None) -> Estimate:
@@ -174,7 +159,8 @@ def estimate(recipe: Recipe, conversations: int | None = None) -> Estimate:
     steps = config.max_steps if config.max_steps > 0 else None
     if steps is None and conversations is not None:
         steps = ceil(ceil(conversations / per_step) * config.num_train_epochs)
-    sampled = [plan for _, plan in plans(config, shape.depth, _SAMPLED)]
+    draw = random.Random(config.seed)
+    sampled = [config.make_pair(plan, draw) for _, plan in plans(config, shape.depth, _SAMPLED)]
     return Estimate(
         parts=shape.parts,
         memory=_memory(shape, config, sampled, processes, batch),
@@ -182,7 +168,7 @@ def estimate(recipe: Recipe, conversations: int | None = None) -> Estimate:
         batch_size=batch,
         per_step=per_step,
         steps=steps,
-        flops=per_step * mean(_flops(shape, config, plan) for plan in sampled),
+        flops=per_step * mean(_flops(shape, config, pair) for pair in sampled),
         assumed={
             "visual_tokens": shape.visual,
             "text_tokens": shape.text,
@@ -196,16 +182,9 @@ def estimate(recipe: Recipe, conversations: int | None = None) -> Estimate:
 class _Shape:
     """The sizes that the formulas need; bytes a number of weights, of what learns, of products."""
 
+    model: ModelShape
     parts: dict[str, Part]
-    depth: int
-    width: int
-    inner: int
-    heads: int  # width of all query heads together
-    shared_heads: int  # of all key heads
-    vocabulary: int
-    layer: int  # parameters of a decoder layer
-    tower: int
-    patches: int  # rows of the tower per image
+    layer: int  # parameters of a decoder layer, all experts included
     visual: int
     text: int
     longest: int
@@ -219,23 +198,14 @@ class _Shape:
     def of(cls, model: nn.Module, recipe: Recipe) -> _Shape:
         config, run = recipe.config, recipe.run
         parts = find_parts(model)
-        text: Any = parts.decoder.config
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         mixed = config.bf16 or config.fp16
         weight = 4 if run.dtype == "float32" else 2
-        counted = _count(model, parts, config)
-        visual = run.visual_tokens or _visual_tokens(parts.top.config)
+        shape = model_shape(model)
+        visual = run.visual_tokens or shape.tile_tokens or USUAL_SIDE**2
         return cls(
-            parts=counted,
-            depth=len(parts.layers),
-            width=text.hidden_size,
-            inner=text.intermediate_size,
-            heads=head * text.num_attention_heads,
-            shared_heads=head * text.num_key_value_heads,
-            vocabulary=text.vocab_size,
+            model=shape,
+            parts=_count(model, parts, config),
             layer=_size(parts.layers) // len(parts.layers),
-            tower=counted["tower"].parameters,
-            patches=_patches(parts.top.config, visual),
             visual=visual,
             text=run.text_tokens,
             longest=max(config.max_length, visual + 1),
@@ -245,6 +215,22 @@ class _Shape:
             adapted=config.lora_rank is not None,
             dropout=config.lora_dropout > 0,
         )
+
+    @property
+    def depth(self) -> int:
+        return len(self.model.layers)
+
+    @property
+    def width(self) -> int:
+        return self.model.width
+
+    @property
+    def vocabulary(self) -> int:
+        return self.model.vocabulary
+
+    def load(self, rows: int) -> Load:
+        """A conversation of so many tokens with one image."""
+        return Load(text=rows - self.visual, visual=self.visual, answer=1)
 
 
 def _size(module: nn.Module) -> int:
@@ -271,40 +257,7 @@ def _count(model: nn.Module, parts: Parts, config: EpicConfig) -> dict[str, Part
     return counted
 
 
-def _visual_tokens(config: Any) -> int:
-    """Of one image, where the config says so; 1,024 where images have any size."""
-    for name in ("image_seq_length", "mm_tokens_per_image"):
-        if getattr(config, name, None):
-            return int(getattr(config, name))
-    vision = config.vision_config
-    side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-    return (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else 1024
-
-
-def _patches(config: Any, visual: int) -> int:
-    merged = getattr(config.vision_config, "spatial_merge_size", 1)
-    return int(visual * merged**2)
-
-
-def _rows(shape: _Shape, rows: int, plan_keep: float, layer: int) -> list[float]:
-    """Rows that every decoder layer sees of a sequence with one image."""
-    left = rows - shape.visual * (1 - plan_keep)
-    return [float(rows) if place < layer else left for place in range(shape.depth)]
-
-
-def _layer_of(config: EpicConfig, plan: Plan, depth: int) -> int:
-    """From where on the fraction holds: the last stage of methods that have several."""
-    return config.make_compressor().stages(depth)[-1].layer if plan.layer is None else plan.layer
-
-
-def _shares(config: EpicConfig) -> bool:
-    """Whether teacher and student go through one forward."""
-    kinds = [method_class(name) for name in (*config.methods, *filter(None, [config.teacher_method]))]
-    alone = any(issubclass(kind, StagedCompressor | TowerCompressor) for kind in kinds)
-    return config.teacher_model is None and not alone
-
-
-def _memory(shape: _Shape, config: EpicConfig, sampled: list[Plan], processes: int, batch: int) -> Memory:
+def _memory(shape: _Shape, config: EpicConfig, sampled: list[Pair], processes: int, batch: int) -> Memory:
     total = sum(part.parameters for part in shape.parts.values())
     trained = sum(part.trained for part in shape.parts.values())
     adapters = trained if shape.adapted else 0
@@ -316,7 +269,7 @@ def _memory(shape: _Shape, config: EpicConfig, sampled: list[Plan], processes: i
         casts = shape.product_bytes * (2 * shape.layer + shape.vocabulary * shape.width)
     elif shape.product_bytes < shape.learnt_bytes:
         casts = trained * shape.product_bytes
-    peaks = [_activations(shape, config, plan) for plan in sampled]
+    peaks = [_activations(shape, config, student) for student, _ in sampled]
     learnt_head = config.train_language_model and not shape.adapted
     head = (
         learnt_head * shape.product_bytes * shape.vocabulary * shape.width
@@ -347,16 +300,15 @@ def _optimizer_bytes(name: str, shape: _Shape) -> int:
     return 1 if "4bit" in name else states * shape.learnt_bytes
 
 
-def _activations(shape: _Shape, config: EpicConfig, plan: Plan) -> tuple[float, float]:
+def _activations(shape: _Shape, config: EpicConfig, student: Compressor) -> tuple[float, float]:
     """Bytes of the longest conversation: at the end of the forward, and at the peak of the backward behind that."""
-    rows = _rows(shape, shape.longest, plan.student, _layer_of(config, plan, shape.depth))
     inside = _inside(shape)
     each = _residual(shape) * shape.width if config.gradient_checkpointing else inside
     anew = inside if config.gradient_checkpointing else 0.0
-    gradients = 3 * shape.product_bytes * shape.inner + 2 * _residual(shape) * shape.width
+    gradients = 3 * shape.product_bytes * shape.model.inner + 2 * _residual(shape) * shape.width
     kept = float(shape.longest * _residual(shape) * shape.width)  # embeddings, images among them
     peaks = []
-    for count in rows:
+    for count in cost(shape.model, student, shape.load(shape.longest)).rows:
         kept += count * each
         peaks.append(kept + count * (anew + gradients))
     return kept, max(peaks)
@@ -369,42 +321,37 @@ def _residual(shape: _Shape) -> int:
 
 def _inside(shape: _Shape) -> float:
     """Bytes a row that a decoder layer keeps for its backward pass."""
-    size, width = shape.product_bytes, shape.width
+    size, width, inner = shape.product_bytes, shape.width, shape.model.inner
+    layer = shape.model.layers[0]
+    heads, shared_heads = layer.heads * layer.head_width, layer.key_heads * layer.head_width
     # Norms keep their input in float32; attention its queries, keys, values and output; the MLP both its branches.
-    common = 8 * width + size * (2 * shape.heads + 2 * shape.shared_heads + 3 * shape.inner)
+    common = 8 * width + size * (2 * heads + 2 * shared_heads + 3 * inner)
     if shape.adapted:
         # What learns are adapters: each linear layer's keeps an input of its own, with the mask of its dropout.
-        return common + (size + shape.dropout) * (5 * width + shape.heads + shape.inner)
+        return common + (size + shape.dropout) * (5 * width + heads + inner)
     # Inputs of q, k, v, gate and up are cast one by one, or shared; norms keep what they multiply with their weight.
     inputs = 5 if size < shape.weight_bytes else 2
-    return common + 2 * shape.weight_bytes * width + size * (inputs * width + shape.inner)
+    return common + 2 * shape.weight_bytes * width + size * (inputs * width + inner)
 
 
-def _logit_bytes(shape: _Shape, config: EpicConfig, sampled: list[Plan]) -> int:
+def _logit_bytes(shape: _Shape, config: EpicConfig, sampled: list[Pair]) -> int:
     """Bytes a number of the logits at the losses' peak: in both precisions, as log-probabilities, with gradients."""
-    if all(plan.teacher is None for plan in sampled):
+    if all(teacher is None for _, teacher in sampled):
         return 12
     return 24 + 2 * shape.product_bytes + (12 if config.divergence == "jsd" else 0)
 
 
-def _flops(shape: _Shape, config: EpicConfig, plan: Plan) -> float:
+def _flops(shape: _Shape, config: EpicConfig, pair: Pair) -> float:
     """Of one conversation of usual length."""
-    rows = shape.visual + shape.text
-    layer = _layer_of(config, plan, shape.depth)
-    student = sum(_layer_flops(shape, count) for count in _rows(shape, rows, plan.student, layer))
-    tower = 2.0 * shape.tower * shape.patches
+    (student, teacher), load = pair, shape.load(shape.visual + shape.text)
+    learnt = cost(shape.model, student, load)
     head = 2.0 * shape.width * shape.vocabulary * (shape.text // 2)
     times = 1 + (1 if shape.adapted else 2) + (1 if config.gradient_checkpointing else 0)
-    work = times * student + 3 * head + 6.0 * shape.parts["projector"].parameters * shape.visual
-    work += tower * (3 if config.tower_learning_rate else 1)
-    if plan.teacher is None:
+    work = times * sum(learnt.layers) + 3 * head + 3 * learnt.projector
+    work += learnt.tower * (3 if config.tower_learning_rate else 1)
+    if teacher is None:
         return work
-    taught = _rows(shape, rows, plan.teacher, layer)
-    if _shares(config):
-        return work + head + sum(_layer_flops(shape, count) for count in taught[layer:])
-    return work + head + tower + sum(_layer_flops(shape, count) for count in taught)
-
-
-def _layer_flops(shape: _Shape, rows: float) -> float:
-    """One decoder layer's forward, under a causal mask."""
-    return 2 * shape.layer * rows + 4 * shape.heads * rows * rows / 2
+    taught = cost(shape.model, teacher, load)
+    if config.teacher_model is None and can_share(student, teacher):
+        return work + head + sum(taught.layers[student.layer :])
+    return work + head + taught.tower + taught.projector + sum(taught.layers)
