@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-COMMANDS = ("ask", "data check", "demo", "eval", "list", "schedule", "train")
+COMMANDS = ("ask", "bench", "data check", "demo", "estimate", "eval", "list", "schedule", "train")
 
 
 def test_help_names_every_command(run: Any) -> None:

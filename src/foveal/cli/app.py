@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from foveal.cli import ask, data, demo, evaluate, methods, schedule, train
+from foveal.cli import ask, bench, data, demo, estimate, evaluate, methods, schedule, train
 from foveal.cli.common import join_values
 from foveal.errors import FovealError
 
@@ -31,6 +31,8 @@ app.command("demo")(demo.demo)
 app.command("ask")(ask.ask)
 app.command("list")(methods.methods)
 app.command("eval")(evaluate.evaluate)
+app.command("estimate")(estimate.estimate)
+app.command("bench")(bench.bench)
 app.command("train", context_settings=_ANY_OPTION)(train.train)
 app.command("schedule", context_settings=_ANY_OPTION)(schedule.schedule)
 app.add_typer(data.data_app, name="data")
@@ -43,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: in place of `sys.argv[1:]`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["eval"]:
-        words = join_values(words, ("--keep", "--method"))
+    if words[:1] in (["eval"], ["bench"]):
+        words = join_values(words, ("--batch", "--concurrency", "--keep", "--method"))
     try:
         app(args=words)
     except (FovealError, OSError) as error:

@@ -84,7 +84,9 @@ def find_hardware(name: str, dtype: torch.dtype = torch.bfloat16) -> Hardware:
     return HARDWARE[name]
 
 
-def measured(device: str | torch.device, dtype: torch.dtype) -> Hardware:
+def measured(
+    device: str | torch.device, dtype: torch.dtype, read: Callable[[], float] = time.perf_counter
+) -> Hardware:
     """This machine's device: medians of several large products and passes over memory.
 
     Bandwidth is that of reading or of copying, whichever is faster. On the CPU both are those of the threads in use
@@ -93,6 +95,7 @@ def measured(device: str | torch.device, dtype: torch.dtype) -> Hardware:
     Args:
         device: "cpu", "cuda", or one of several GPUs.
         dtype: of the products.
+        read: the clock, in seconds; on a busy CPU the processor's own.
     """
     device = torch.device(device)
     on_gpu = device.type == "cuda"
@@ -102,9 +105,9 @@ def measured(device: str | torch.device, dtype: torch.dtype) -> Hardware:
     data = torch.ones((2**30 if on_gpu else 2**28) // 4, device=device)
     copy = torch.empty_like(data)
     size = data.numel() * data.element_size()
-    reading = size / _seconds(lambda: torch.sum(data), device)
-    copying = 2 * size / _seconds(lambda: copy.copy_(data), device)
-    peak = 2 * side**3 / _seconds(lambda: torch.mm(left, right, out=product), device)
+    reading = size / _seconds(lambda: torch.sum(data), device, read)
+    copying = 2 * size / _seconds(lambda: copy.copy_(data), device, read)
+    peak = 2 * side**3 / _seconds(lambda: torch.mm(left, right, out=product), device, read)
     bandwidth = max(reading, copying)
     if on_gpu:
         properties = torch.cuda.get_device_properties(device)
@@ -121,15 +124,15 @@ def has_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def _seconds(work: Callable[[], object], device: torch.device, read: Callable[[], float]) -> float:
     """The median time that `work` takes, behind a round that is not counted."""
     taken = []
     for _ in range(1 + _ROUNDS):
-        start = time.perf_counter()
+        start = read()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
+        taken.append(read() - start)
     return median(taken[1:])
 
 
