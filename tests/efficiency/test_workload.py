@@ -24,7 +24,6 @@ def test_a_processors_prompt_is_as_long_as_asked_for(text: int) -> None:
     visual = int((ids == model.config.image_token_id).sum())
     assert (work.load.visual, visual) == (144, 144)
     assert work.load.text == ids.shape[1] - 144 == text
-    assert work.load.behind == ids.shape[1] - 1 - int((ids[0] == model.config.image_token_id).nonzero()[-1])
     assert work.preprocess is not None
     assert len(work.preprocess(3)["input_ids"]) == 3
 
@@ -34,7 +33,7 @@ def test_a_prompt_without_a_processor() -> None:
     ids = work.sample["input_ids"]
     assert ids.shape == (1, 9 + tiny.TOKENS)
     assert int((ids == tiny.IMAGE).sum()) == tiny.TOKENS
-    assert (work.load.text, work.load.behind, work.load.visual) == (9, 8, tiny.TOKENS)
+    assert (work.load.text, work.load.visual) == (9, tiny.TOKENS)
     assert work.preprocess is None
     work.model.generate(**work.batch(2), max_new_tokens=1)
 

@@ -156,7 +156,7 @@ def _least(bound: Cost, times: Times) -> dict[str, float]:
     """The roofline by part, and the bytes of cache and activations."""
     parts = {part: getattr(times, part.replace(" ", "_")) for part in PARTS if part not in (HEAD, REST)}
     whole = {name: getattr(times, name) for name in (PREFILL, "first_token", "next_token", "answer")}
-    return {**parts, **whole, "memory": bound.activations + sum(bound.cache_at_end)}
+    return {**parts, **whole, "memory": max(bound.peak, sum(bound.cache_at_end))}
 
 
 def record(report: Report) -> dict[str, Any]:

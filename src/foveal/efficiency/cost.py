@@ -44,7 +44,6 @@ class Load:
     Attributes:
         batch: samples at once.
         text: text tokens of a sample's prompt, the template's included.
-        behind: those of them that stand behind the image; None for all.
         answer: tokens that are generated.
         images: of a sample; every tile is one where text stands between them (Idefics3, SmolVLM).
         visual: visual tokens of an image, or its rows and columns of them; None for what the config says.
@@ -55,7 +54,6 @@ class Load:
 
     batch: int = 1
     text: int = 60
-    behind: int | None = None
     answer: int = 20
     images: int = 1
     visual: int | tuple[int, int] | None = None

@@ -138,11 +138,9 @@ def of_model(
     if text_tower is not None:
         question = getattr(preprocess, "question", _ASKED)
         load = replace(load, question=len(text_tower.tokenizer([question])["input_ids"][0]))
-    behind = ids.shape[1] - 1 - int((ids[0] == parts.placeholders["image"]).nonzero()[-1])
     load = replace(
         load,
         text=ids.shape[1] - visual,
-        behind=behind,
         visual=load.visual if isinstance(load.visual, tuple) else visual,
         tiles=load.tiles if processor is None else None,
     )
