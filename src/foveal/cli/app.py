@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] in (["eval"], ["bench"]):
-        words = join_values(words, ("--batch", "--concurrency", "--keep", "--method"))
+        words = join_values(words, ("--batch", "--concurrency", "--keep", "--method", "--tasks"))
     try:
         app(args=words)
     except (FovealError, OSError) as error:
