@@ -5,13 +5,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 # Two torch processes with two threads each on two cores are ten times slower than with one each.
-test test-nightly test-versions support: export OMP_NUM_THREADS = 1
+test test-eval test-nightly test-versions support: export OMP_NUM_THREADS = 1
 
 # The oldest transformers that is supported, one in between, and whatever is newest today.
 VERSIONS ?= 5.16.0 5.19.0 newest
 VERSION_TESTS := tests/engine tests/compressors tests/test_compress.py tests/distillation/test_lockstep.py
 
-.PHONY: help install demo test test-nightly test-versions support methods lint bench format clean always
+.PHONY: help install demo test test-eval test-nightly test-versions support methods lint bench format clean always
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -28,6 +28,17 @@ demo: $(STAMP)  ## Watch a small model lose accuracy with 16 of 144 tokens, and 
 
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-eval: .venv-eval/.installed  ## Run the tests that need lmms-eval, in an environment of their own
+	.venv-eval/bin/python -m pytest -n $(WORKERS) tests/lmms tests/test_public.py -k lmms
+
+# Without its dependencies: among them is torchvision, whose usual wheel breaks a torch for the CPU.
+.venv-eval/.installed: pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e ".[eval-cpu]" hypothesis pytest pytest-xdist
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps lmms-eval
+	touch $@
 
 test-nightly: export FOVEAL_DRAWS = 500
 test-nightly: $(STAMP)  ## Run also the long tests, and 500 random combinations instead of 60
@@ -64,8 +75,12 @@ format: $(STAMP)  ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## Measure speed (never asserted in tests)
-	for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+# benchmarks/gpu.py is for machines that have one, benchmarks/suite.py for the environment of test-eval.
+BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out %/shared.py %/gpu.py %/suite.py,$(wildcard benchmarks/*.py)))
+
+bench: $(STAMP) .venv-eval/.installed  ## Measure speed (never asserted in tests)
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	.venv-eval/bin/python benchmarks/suite.py
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf .venv .venv-versions build dist foveal-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-eval .venv-versions build dist foveal-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -63,6 +63,13 @@ def test_training(home: Path) -> None:
         foveal.attach(space["model"], "dart", keep=9)
 
 
+def test_what_compression_gains(capsys: Any) -> None:
+    exec(compile(SNIPPETS[5], "README.md", "exec"), {"foveal": foveal})
+    printed = capsys.readouterr().out
+    assert printed == "8.48 -> 2.07 TFLOPs\n334.5 -> 82.8 MB of KV cache\n"
+    assert all(line.split(" T")[0].split(" M")[0] in SNIPPETS[5] for line in printed.splitlines())
+
+
 def test_every_method_has_its_row() -> None:
     for name in foveal.available():
         assert f"`{name}`" in README[README.index("| method | acts |") : README.index("They compose")]

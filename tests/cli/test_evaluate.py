@@ -25,7 +25,9 @@ def mine(tmp_path: Path) -> Path:
 
 
 def test_a_table_of_methods_and_budgets(run: Any, checkpoint: Path, mine: Path) -> None:
-    ran = run("eval", "--data", mine, "--model", checkpoint, "--method", "none,random", "--keep", "16,1/4")
+    ran = run(
+        "eval", "--questions", mine, "--model", checkpoint, "--method", "none,random", "--keep", "16,1/4"
+    )
     assert ran.code == 0
     for part in ("all tokens", "random, 16", "random, 0.25", "questions/s"):
         assert part in ran.out
@@ -33,14 +35,14 @@ def test_a_table_of_methods_and_budgets(run: Any, checkpoint: Path, mine: Path) 
 
 def test_several_values_after_an_option(run: Any, checkpoint: Path, mine: Path) -> None:
     methods = ("--method", "random", "pooling", "none")
-    ran = run("eval", *methods, "--keep", "16,", "47", "--data", mine, "--model", checkpoint, "--json")
+    ran = run("eval", *methods, "--keep", "16,", "47", "--questions", mine, "--model", checkpoint, "--json")
     found = [(row["settings"]["method"], row["settings"].get("keep")) for row in json.loads(ran.out)]
     assert found == [("random", 16), ("random", 47), ("pooling", 16), ("pooling", 47), ("none", None)]
     assert [row["kept_per_image"] for row in json.loads(ran.out)] == [16, 47, 16, 45, None]
 
 
 def test_each_method_has_a_layer_of_its_own_by_default(run: Any, checkpoint: Path, mine: Path) -> None:
-    common = ("eval", "--data", mine, "--model", checkpoint, "--keep", "9", "--json")
+    common = ("eval", "--questions", mine, "--model", checkpoint, "--keep", "9", "--json")
     rows = json.loads(run(*common, "--method", "dart", "divprune", "pyramiddrop").out)
     assert [row["settings"].get("layer") for row in rows] == [2, 0, None]
     rows = json.loads(run(*common, "--method", "dart", "divprune", "--layer", 1).out)
@@ -50,7 +52,7 @@ def test_each_method_has_a_layer_of_its_own_by_default(run: Any, checkpoint: Pat
 def test_positions_are_each_methods_own_or_those_given(run: Any, checkpoint: Path, mine: Path) -> None:
     common = (
         "eval",
-        "--data",
+        "--questions",
         mine,
         "--model",
         checkpoint,
@@ -72,13 +74,13 @@ def test_rows_with_provenance_go_to_a_file(run: Any, checkpoint: Path, mine: Pat
     out, predictions = tmp_path / "results.jsonl", tmp_path / "predictions.jsonl"
     for _ in range(2):
         arguments = ("--method", "none,dart", "--keep", "9", "--out", out, "--predictions", predictions)
-        ran = run("eval", "--data", mine, "--model", checkpoint, *arguments, "--json", "--limit", 3)
+        ran = run("eval", "--questions", mine, "--model", checkpoint, *arguments, "--json", "--limit", 3)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["settings"]["method"] for row in rows] == ["none", "dart"] * 2
     assert rows[1]["settings"]["keep"] == 9
     assert rows[0]["data"] == "mine.jsonl"
     assert rows[0]["accuracy"]["count"] == 3
-    assert rows[0]["provenance"]["command"].startswith("foveal eval --data")
+    assert rows[0]["provenance"]["command"].startswith("foveal eval --questions")
     assert [row["settings"] for row in json.loads(ran.out)] == [row["settings"] for row in rows[2:]]
     said = [json.loads(line) for line in predictions.read_text().splitlines()]
     assert len(said) == 12
@@ -86,8 +88,19 @@ def test_rows_with_provenance_go_to_a_file(run: Any, checkpoint: Path, mine: Pat
 
 
 def test_one_json_file(run: Any, checkpoint: Path, mine: Path, tmp_path: Path) -> None:
-    run("eval", "--data", mine, "--model", checkpoint, "--method", "none", "--out", tmp_path / "all.json")
+    run(
+        "eval", "--questions", mine, "--model", checkpoint, "--method", "none", "--out", tmp_path / "all.json"
+    )
     assert json.loads((tmp_path / "all.json").read_text())[0]["settings"]["method"] == "none"
+
+
+def test_each_question_has_a_metric_of_its_own(run: Any, checkpoint: Path, mine: Path) -> None:
+    rows = [json.loads(line) for line in mine.read_text().splitlines()]
+    for row, metric in zip(rows, ("exact", "vqa", "pope", "choice"), strict=True):
+        row.update(metric=metric, type=metric)
+    mine.write_text("\n".join(map(json.dumps, rows)))
+    ran = run("eval", "--questions", mine, "--model", checkpoint, "--method", "none", "--json")
+    assert set(json.loads(ran.out)[0]["by_type"]) == {"exact", "vqa", "pope", "choice"}
 
 
 @pytest.mark.parametrize("data", ["scenes", "easy-vqa"])
@@ -100,7 +113,7 @@ def test_built_in_data(run: Any, checkpoint: Path, data: str) -> None:
 
 def test_an_unreadable_image_is_reported(run: Any, checkpoint: Path, mine: Path) -> None:
     (mine.parent / "2.png").write_bytes(b"")
-    ran = run("eval", "--data", mine, "--model", checkpoint, "--method", "none")
+    ran = run("eval", "--questions", mine, "--model", checkpoint, "--method", "none")
     assert ran.code == 0
     assert "not scored: question 3" in ran.out
     assert "2.png" in ran.out.replace("\n", "")
@@ -111,7 +124,8 @@ def test_an_unreadable_image_is_reported(run: Any, checkpoint: Path, mine: Path)
     [
         (["--method", "nune"], "unknown method 'nune'"),
         (["--keep", "16,x"], "--keep x"),
-        (["--data", "gone.jsonl"], "no such file: gone.jsonl"),
+        (["--questions", "gone.jsonl"], "no such file: gone.jsonl"),
+        (["--questions", "a.jsonl", "--data", "scenes"], "--questions and --data: pass one of them"),
         (["--keep", ","], "--keep: pass at least one"),
         (["--method", ","], "--method: name at least one"),
         (["--method", "dart", "tome", "--layer", "3"], "--layer 3: tome drops tokens before the decoder"),
@@ -138,7 +152,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
 def test_all_methods_in_one_table(
     run: Any, checkpoint: Path, mine: Path, tmp_path: Path, few: tuple[str, ...]
 ) -> None:
-    common = ("eval", "--all-methods", "--keep", "72", "9", "--data", mine, "--model", checkpoint)
+    common = ("eval", "--all-methods", "--keep", "72", "9", "--questions", mine, "--model", checkpoint)
     ran = run(*common, "--out", tmp_path / "rows.jsonl")
     assert ran.code == 0, ran.err
     first, whole, head, *lines = (line for line in ran.out.splitlines() if line.strip())
@@ -165,7 +179,7 @@ def test_all_methods_in_one_table(
 
 @pytest.mark.usefixtures("few")
 def test_a_number_of_tokens_that_was_not_asked_for_is_named(run: Any, checkpoint: Path, mine: Path) -> None:
-    common = ("eval", "--all-methods", "--data", mine, "--model", checkpoint)
+    common = ("eval", "--all-methods", "--questions", mine, "--model", checkpoint)
     lines = run(*common, "--keep", "47", "1/9").out.splitlines()
     pooling = next(line for line in lines if line.startswith("pooling"))
     dart = next(line for line in lines if line.startswith("dart"))
@@ -177,7 +191,7 @@ def test_a_number_of_tokens_that_was_not_asked_for_is_named(run: Any, checkpoint
 
 @pytest.mark.usefixtures("few")
 def test_a_narrow_screen_gets_several_tables(run: Any, checkpoint: Path, mine: Path) -> None:
-    common = ("eval", "--all-methods", "--data", mine, "--model", checkpoint)
+    common = ("eval", "--all-methods", "--questions", mine, "--model", checkpoint)
     lines = run(*common, "--keep", "48", "32", "16", columns=60).out.splitlines()
     table = [line for line in lines if not line.startswith("- ")]
     assert max(map(len, table)) <= 60
@@ -188,13 +202,13 @@ def test_a_narrow_screen_gets_several_tables(run: Any, checkpoint: Path, mine: P
 
 @pytest.mark.usefixtures("few")
 def test_refusals_beside_json(run: Any, checkpoint: Path, mine: Path) -> None:
-    ran = run("eval", "--all-methods", "--keep", "9", "--data", mine, "--model", checkpoint, "--json")
+    ran = run("eval", "--all-methods", "--keep", "9", "--questions", mine, "--model", checkpoint, "--json")
     assert [row["settings"]["method"] for row in json.loads(ran.out)] == ["none", "dart", "pooling"]
     assert [line.split()[:2] for line in ran.err.splitlines()] == [["foveal:", "tome"], ["foveal:", "trim"]]
 
 
 def test_what_was_asked_for_by_name_must_work(run: Any, checkpoint: Path, mine: Path) -> None:
-    ran = run("eval", "--method", "dart", "trim", "--keep", "9", "--data", mine, "--model", checkpoint)
+    ran = run("eval", "--method", "dart", "trim", "--keep", "9", "--questions", mine, "--model", checkpoint)
     assert (ran.code, ran.out) == (2, "")
     assert "no text tower" in ran.err
 
@@ -209,7 +223,7 @@ def test_a_failure_keeps_the_rows_before_it(
     monkeypatch.setattr(foveal.AveragePooling, "choose", broken)
     out = tmp_path / "rows.json"
     with pytest.raises(RuntimeError, match="a defect"):
-        run("eval", "--all-methods", "--keep", "9", "--data", mine, "--model", checkpoint, "--out", out)
+        run("eval", "--all-methods", "--keep", "9", "--questions", mine, "--model", checkpoint, "--out", out)
     assert [row["settings"]["method"] for row in json.loads(out.read_text())] == ["none", "dart"]
 
 
@@ -234,5 +248,5 @@ def test_the_bar_ends_at_its_end(
             super().__exit__(*error)
 
     monkeypatch.setattr("foveal.cli.progress.EvaluationBar", Watched)
-    run("eval", "--all-methods", "--keep", "72", "9", "--data", mine, "--model", checkpoint)
+    run("eval", "--all-methods", "--keep", "72", "9", "--questions", mine, "--model", checkpoint)
     assert left == [0]

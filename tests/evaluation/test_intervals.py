@@ -1,11 +1,13 @@
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from foveal import FovealError
-from foveal.evaluation import estimate, paired_difference, wilson
+from foveal.evaluation.intervals import bootstrap, estimate, mcnemar, paired_difference, wilson
 
 
 @pytest.mark.parametrize(
@@ -78,3 +80,56 @@ def test_paired_difference_swaps_sign_with_its_arguments() -> None:
 def test_paired_difference_needs_pairs() -> None:
     with pytest.raises(FovealError, match="2 and 1 scores"):
         paired_difference([1.0, 0.0], [1.0])
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (5, 0), (0, 5), (7, 2), (6, 6), (30, 11)])
+def test_mcnemar_equals_the_binomial_sum(better: int, worse: int) -> None:
+    changed = better + worse
+    tail = sum(math.comb(changed, count) for count in range(min(better, worse) + 1))
+    assert mcnemar(better, worse) == pytest.approx(float(min(Fraction(1), Fraction(2 * tail, 2**changed))))
+
+
+def test_mcnemar_of_thousands_of_changes() -> None:
+    """Where the coefficients exceed any float; the normal approximation is good there."""
+    better, worse = 10_200, 9_800
+    z = (better - worse - 1) / math.sqrt(better + worse)
+    assert mcnemar(better, worse) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.01)
+
+
+def mean(means: np.ndarray) -> np.ndarray:
+    return means[:, :, 0].sum(axis=1)
+
+
+def test_the_bootstrap_of_a_mean_equals_the_normal_interval() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    found = bootstrap([[value] for value in values], [""] * 400, mean, draws=20_000)
+    assert found is not None
+    half = 1.96 * values.std(ddof=1) / 20
+    assert found == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)
+
+
+def test_the_bootstrap_draws_within_strata() -> None:
+    """What differs between strata only has no spread; drawn from all it would have."""
+    units, strata = [[0.0]] * 20 + [[5.0]] * 10, ["a"] * 20 + ["b"] * 10
+    assert bootstrap(units, strata, mean) == (5.0, 5.0)
+    low, high = bootstrap(units, [""] * 30, mean) or (0.0, 0.0)
+    assert low < 5 / 3 < high
+
+
+def test_small_strata_do_not_look_surer_than_they_are() -> None:
+    """Two units each: drawing two of two, the spread would be half as large as it is."""
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=800)
+    strata = [str(place // 2) for place in range(800)]
+    low, high = bootstrap([[value] for value in values], strata, mean) or (0.0, 0.0)
+    assert (high - low) / (2 * 1.96) == pytest.approx(math.sqrt(400 / 2), rel=0.1)
+
+
+def test_the_bootstrap_needs_two_units_of_each_stratum() -> None:
+    assert bootstrap([[1.0], [2.0], [3.0]], ["a", "a", "b"], mean) is None
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    units = [[float(value)] for value in range(30)]
+    assert bootstrap(units, [""] * 30, mean) == bootstrap(units, [""] * 30, mean)
+    assert bootstrap(units, [""] * 30, mean) != bootstrap(units, [""] * 30, mean, seed=1)

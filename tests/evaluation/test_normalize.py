@@ -1,6 +1,7 @@
 import pytest
 
 from foveal.evaluation import normalize, normalize_vqa
+from foveal.evaluation.normalize import normalize_vqav2
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,23 @@ def test_normalize_vqa(text: str, expected: str) -> None:
 @pytest.mark.parametrize("word", ["wed", "hell", "shell", "ill", "its", "were", "well"])
 def test_words_that_only_look_like_contractions_stay(word: str) -> None:
     assert normalize_vqa(word) == word
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The man's hat", "man's hat"),
+        ("yes, sir", "yes sir"),
+        ("yes,sir", "yes sir"),
+        ("1,000", "1000"),
+        ("1,000 t-shirts", "1000 tshirts"),  # a comma between digits deletes every mark
+        ("who?", "who"),
+        ("Two\tdogs.\n", "2 dogs"),
+    ],
+)
+def test_normalize_vqav2(text: str, expected: str) -> None:
+    assert normalize_vqav2(text) == expected
+
+
+def test_no_more_than_32_full_stops_are_removed() -> None:
+    assert normalize_vqa("." * 40) == normalize_vqav2("." * 40) == "." * 8

@@ -47,7 +47,7 @@ def test_answers_go_before_answer() -> None:
         ({"image": [[0]]}, "question q1: no `image`"),
         ({"answer": None}, "question q1: no answer"),
         ({"answers": []}, "no answer"),
-        ({"metric": "bleu"}, "question q1: unknown metric 'bleu': choose one of choice, exact, pope, vqa"),
+        ({"metric": "bleu"}, "question q1: unknown metric 'bleu': choose one of choice, exact, gqa"),
     ],
 )
 def test_what_is_missing_is_named(change: dict[str, object], message: str) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from foveal.cli import ask, bench, data, demo, estimate, evaluate, methods, schedule, train
 from foveal.cli.common import join_values
+from foveal.environment import check_torchvision
 from foveal.errors import FovealError
 
 __all__ = ["app", "main"]
@@ -48,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[:1] in (["eval"], ["bench"]):
         words = join_values(words, ("--batch", "--concurrency", "--keep", "--method", "--tasks"))
     try:
-        app(args=words)
+        try:
+            app(args=words)
+        except ImportError:
+            check_torchvision()  # which makes transformers fail with errors that do not name it
+            raise
     except (FovealError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"foveal: {message}", file=sys.stderr)  # noqa: T201

@@ -1,9 +1,9 @@
-"""`foveal eval`: accuracy of a model under several methods and budgets, with intervals."""
+"""`foveal eval`: accuracy of a model under several methods and budgets, on own questions or the field's benchmarks."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,9 +32,31 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
+    questions: Annotated[
+        Path | None, typer.Option(help="A JSONL file of your own questions.", show_default=False)
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="The field's benchmarks, asked and scored by lmms-eval: `epic10` or `trim`.",
+            show_default=False,
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="With --suite: some of its benchmarks, such as `pope mme`.", show_default=False),
+    ] = None,
     data: Annotated[
-        str, typer.Option(help="`scenes`, `easy-vqa`, or a JSONL file of your own questions.")
-    ] = "scenes",
+        str | None,
+        typer.Option(
+            help="Built-in questions: `scenes` (default) or `easy-vqa`. With --suite: the folder of its data sets; "
+            "scenes in their formats if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="With --suite: load missing data sets from the hub.")
+    ] = False,
     model: ModelOption = None,
     method: Annotated[
         str | None, typer.Option(help="Methods; `none` keeps all tokens. Default: none dart.")
@@ -50,48 +72,102 @@ def evaluate(
             help="`original` or `packed` position ids for kept tokens; each method's own if left out."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many questions (of each benchmark).")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per forward.")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Longest answer. Default: 16; with --suite the benchmark's own.", show_default=False
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=1023, help="Draws other scenes.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Append a row a run to this .jsonl, or write a .json.")
+        Path | None,
+        typer.Option(
+            help="Append a row a run to this .jsonl, or write a .json. With --suite: a folder for the report, the "
+            "tables and all answers; a run that was stopped goes on there."
+        ),
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Append every prediction to this JSONL file.")
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="With --suite: table, markdown, csv, latex or json.", show_default=False
+        ),
+    ] = None,
+    differences: Annotated[
+        bool,
+        typer.Option(
+            "--differences", help="With --suite: subtract published rows even if they are of another model."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure accuracy under several methods and budgets on the same questions.
 
-    Several values of `--method` and `--keep` are separated by spaces or commas.
+    Several values of `--method`, `--keep` and `--tasks` are separated by spaces or commas.
 
     A line of a JSONL file: `{"image": "cat.png", "question": "Is there a cat?", "answer": "yes"}`
 
     Examples:
     - `foveal eval --all-methods --keep 48 32 16 9 --limit 200`
     - `foveal eval --method none dart fastv --keep 48 32 16 9 --limit 500 --out results.jsonl`
-    - `foveal eval --data questions.jsonl --model ./llava-1.5-7b-hf --keep 128 64`
+    - `foveal eval --questions questions.jsonl --model ./llava-1.5-7b-hf --keep 128 64`
+    - `foveal eval --suite epic10 --method none dart --keep 64 --model ./llava-1.5-7b-hf --data data --out results`
+    - `foveal eval --suite epic10 --tasks pope,mme --limit 20 --format latex`
     """
     budgets = _budgets(keep)
     cells = _plan(_names(method, all_methods), budgets, layer, positions, forgiving=all_methods)
-    questions = _questions(data, limit, seed)
+    if suite is not None:
+        from foveal.cli.evaluate_suite import SuiteOptions, evaluate_suite
+
+        _refuse(
+            {"--questions": questions, "--predictions": predictions}, "does not go with --suite: leave it out"
+        )
+        evaluate_suite(
+            [cell.compressor for cell in cells if not cell.refusal],
+            SuiteOptions(
+                suite=_suite(suite, tasks),
+                model=model,
+                data=None if data is None else Path(data),
+                limit=limit,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                online=online,
+                out=out,
+                form="json" if as_json else form or "table",
+                differences=differences,
+                forgiving=all_methods,
+            ),
+        )
+        _tell_refusals(cells)
+        return
+    _refuse(
+        {"--tasks": tasks, "--online": online, "--format": form, "--differences": differences},
+        "belongs to --suite: pass --suite epic10 beside it, or leave it out",
+    )
+    source = _source(questions, data)
+    asked = _questions(source, limit, seed)
     loaded, processor = load_model(model)
-    options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed}
+    options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens or 16, "seed": seed}
     rows: list[dict[str, Any]] = []
     runs = [cell for cell in cells if not cell.refusal]
     if len(runs) > 1:
-        questions = list(questions)  # pictures are drawn once
-    with _bar(runs, questions, shown=not as_json) as bar:
+        asked = list(asked)  # pictures are drawn once
+    with _bar(runs, asked, shown=not as_json) as bar:
         for cell in runs:
-            _measure(cell, loaded, processor, questions, bar, forgiving=all_methods, **options)
+            _measure(cell, loaded, processor, asked, bar, forgiving=all_methods, **options)
             if cell.result is not None:
-                rows.append({"data": Path(data).name, **cell.result.row()})
+                rows.append({"data": Path(source).name, **cell.result.row()})
                 _save(rows, cell.result, out, predictions)
     if as_json:
         print_json(rows)
-        for line in refusals(cells):
-            print(f"foveal: {line}", file=sys.stderr)  # noqa: T201
+        _tell_refusals(cells)
     elif all_methods:
         print_grid(cells, budgets)
     else:
@@ -99,6 +175,33 @@ def evaluate(
         print_types(cells)
     if not as_json:
         _print_unreadable(cells)
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Options that nothing would read."""
+    for name, value in options.items():
+        if value:
+            raise FovealError(f"{name} {why}")
+
+
+def _suite(suite: str, tasks: str | None) -> str:
+    """The benchmarks asked for, all of which are in the suite."""
+    if tasks is None:
+        return suite
+    from foveal.suite.benchmarks import benchmarks
+
+    known = [benchmark.column for benchmark in benchmarks(suite)]
+    for name in split_values(tasks):
+        if name not in known:
+            raise FovealError(f"--tasks {name}: {suite} has {', '.join(known)}")
+    return tasks
+
+
+def _source(questions: Path | None, data: str | None) -> str:
+    """Where questions come from: a file, or built-in ones by name."""
+    if questions is not None and data is not None:
+        raise FovealError("--questions and --data: pass one of them")
+    return str(questions) if questions is not None else data or "scenes"
 
 
 def _names(method: str | None, all_methods: bool) -> list[str]:
@@ -203,6 +306,11 @@ def _save(
     if predictions is not None:
         for record in result.records:
             append_row(predictions, {"settings": result.settings, **asdict(record)})
+
+
+def _tell_refusals(cells: Sequence[Cell]) -> None:
+    for line in refusals(cells):
+        print(f"foveal: {line}", file=sys.stderr)  # noqa: T201
 
 
 def _print_unreadable(cells: Sequence[Cell]) -> None:

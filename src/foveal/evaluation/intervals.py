@@ -1,15 +1,18 @@
-"""How sure a score is: Wilson intervals for one accuracy, paired intervals for the difference of two."""
+"""How sure a score is: Wilson intervals for one accuracy, paired ones and tests for the difference of two."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+import numpy as np
+from numpy.typing import NDArray
+
 from foveal.errors import FovealError
 
-__all__ = ["Estimate", "estimate", "paired_difference", "wilson"]
+__all__ = ["Estimate", "bootstrap", "estimate", "mcnemar", "paired_difference", "wilson"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,66 @@ def paired_difference(before: Sequence[float], after: Sequence[float], confidenc
     spread = _z(confidence) * math.sqrt(variance / len(padded))
     value = math.fsum(differences) / len(differences) if differences else 0.0
     return Estimate(value, max(-1.0, center - spread), min(1.0, center + spread), len(differences))
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """McNemar's exact test (the sign test): how often two equal runs would differ at least as one-sidedly.
+
+    Args:
+        better: questions that only the second run answered, or answered better.
+        worse: the opposite.
+
+    Returns:
+        the two-sided p-value; 1 where nothing changed.
+    """
+    changed = better + worse
+    # Logarithms: the binomial coefficients of thousands of changes exceed any float.
+    whole = math.lgamma(changed + 1) - changed * math.log(2)
+    tail = math.fsum(
+        math.exp(whole - math.lgamma(count + 1) - math.lgamma(changed - count + 1))
+        for count in range(min(better, worse) + 1)
+    )
+    return min(1.0, 2 * tail)
+
+
+def bootstrap(
+    units: Sequence[Sequence[float]],
+    strata: Sequence[str],
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    *,
+    confidence: float = 0.95,
+    draws: int = 4000,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """The percentile bootstrap interval of a statistic of means.
+
+    Units are drawn anew within their stratum, one less than there are (Rao and Wu, 1988), without which small strata
+    would look surer than they are.
+
+    Args:
+        units: (units, features) what is drawn: questions, or pairs of them, with what the statistic needs of each.
+        strata: of each unit, such as a category whose size is fixed.
+        statistic: (draws, strata, features) means within strata, in order of their names, to (draws,) values.
+        confidence: of the interval.
+        draws: how many.
+        seed: the same seed, the same interval.
+
+    Returns:
+        (low, high); None where a stratum has a single unit, which says nothing about its spread.
+    """
+    generator = np.random.default_rng(seed)
+    values, names = np.asarray(units, np.float64), np.asarray(strata)
+    means = []
+    for name in np.unique(names):
+        # Equal units are drawn together: how often each kind comes up is multinomial.
+        kinds, counts = np.unique(values[names == name], axis=0, return_counts=True)
+        size = int(counts.sum())
+        if size < 2:
+            return None
+        means.append(generator.multinomial(size - 1, counts / size, draws) @ kinds / (size - 1))
+    drawn = statistic(np.stack(means, axis=1))
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def _z(confidence: float) -> float:

@@ -5,8 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
-from foveal.evaluation.normalize import normalize, normalize_vqa
+from foveal.evaluation.benchmark_rules import (
+    gqa_score,
+    mmbench_score,
+    mme_score,
+    ocrbench_math_score,
+    ocrbench_score,
+    pope_exact_score,
+    seed_score,
+    sqa_score,
+)
+from foveal.evaluation.normalize import normalize, normalize_vqa, normalize_vqav2
 
 __all__ = [
     "METRICS",
@@ -16,6 +27,7 @@ __all__ = [
     "exact_match",
     "pope_score",
     "pope_scores",
+    "pope_subset_f1",
     "vqa_accuracy",
     "yes_no",
 ]
@@ -29,19 +41,26 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     return float(normalize(prediction) in {normalize(answer) for answer in answers})
 
 
-def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+def vqa_accuracy(
+    prediction: str, answers: Sequence[str], normalized: Callable[[str], str] = normalize_vqa
+) -> float:
     """VQA accuracy: the mean, over leaving each annotator out, of `min(1, agreeing others / 3)`.
 
     With fewer than four answers nobody could reach three others, so all of the others must agree; a single answer is
     matched as it stands. Ten answers give the official score.
+
+    Args:
+        prediction: what the model said.
+        answers: one of each annotator.
+        normalized: how both are normalised first: `normalize_vqa` for TextVQA and VizWiz, `normalize_vqav2` for VQAv2.
     """
-    predicted = normalize_vqa(prediction)
-    matches = [normalize_vqa(answer) == predicted for answer in answers]
+    predicted = normalized(prediction)
+    matches = [normalized(answer) == predicted for answer in answers]
     if len(matches) < 2:
         return float(any(matches))
     needed = min(3, len(matches) - 1)
     agreeing = sum(matches)
-    return sum(min(1.0, (agreeing - match) / needed) for match in matches) / len(matches)
+    return mean(min(1.0, (agreeing - match) / needed) for match in matches)
 
 
 def yes_no(prediction: str) -> str:
@@ -82,6 +101,14 @@ def pope_scores(predictions: Sequence[str], answers: Sequence[str]) -> PopeScore
         yes_rate=_share(sum(said), len(said)),
         count=len(said),
     )
+
+
+def pope_subset_f1(predictions: Sequence[str], answers: Sequence[str], subsets: Sequence[str]) -> float:
+    """POPE as LLaVA's papers print it: the mean of the subsets' F1, by POPE's own reading of answers."""
+    rows = list(zip(predictions, answers, subsets, strict=True))
+    parts = [[row for row in rows if row[2] == subset] for subset in dict.fromkeys(subsets)]
+    found = [pope_scores([row[0] for row in part], [row[1] for row in part]).f1 for part in parts]
+    return _share(sum(found), len(found))
 
 
 def _share(part: float, whole: float) -> float:
@@ -135,6 +162,15 @@ def choice_score(prediction: str, answers: Sequence[str], choices: Sequence[str]
 METRICS: dict[str, Metric] = {
     "choice": choice_score,
     "exact": lambda prediction, answers, _: exact_match(prediction, answers),
+    "gqa": lambda prediction, answers, _: gqa_score(prediction, answers),
+    "mmbench": mmbench_score,
+    "mme": lambda prediction, answers, _: mme_score(prediction, answers),
+    "ocrbench": lambda prediction, answers, _: ocrbench_score(prediction, answers),
+    "ocrbench_math": lambda prediction, answers, _: ocrbench_math_score(prediction, answers),
     "pope": lambda prediction, answers, _: pope_score(prediction, answers),
+    "pope_exact": lambda prediction, answers, _: pope_exact_score(prediction, answers),
+    "seed": lambda prediction, answers, _: seed_score(prediction, answers),
+    "sqa": lambda prediction, answers, _: sqa_score(prediction, answers),
     "vqa": lambda prediction, answers, _: vqa_accuracy(prediction, answers),
+    "vqav2": lambda prediction, answers, _: vqa_accuracy(prediction, answers, normalize_vqav2),
 }

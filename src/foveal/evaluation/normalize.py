@@ -1,7 +1,7 @@
 """How answers are brought into one form before they are compared.
 
-`normalize` is mild and knows every script; `normalize_vqa` is the rule that VQAv2, TextVQA and VizWiz are scored with,
-quirks included, so that scores can be set beside published ones.
+`normalize` is mild and knows every script; `normalize_vqa` and `normalize_vqav2` are the rules that the VQA benchmarks
+are scored with, quirks included, so that scores can be set beside published ones.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["normalize", "normalize_vqa"]
+__all__ = ["normalize", "normalize_vqa", "normalize_vqav2"]
 
 
 def normalize(text: str) -> str:
@@ -28,28 +28,44 @@ def _is_border(character: str) -> bool:
 
 
 def normalize_vqa(text: str) -> str:
-    """The answer normalisation of the VQA challenge: `"Two dogs, the end."` gives `"2 dogs end"`.
+    """The answer normalisation of TextVQA and VizWiz: `"Two dogs, the end."` gives `"2 dogs end"`.
 
-    In order: lower case, `'s` split off, punctuation removed or turned into spaces, full stops removed unless a digit
-    follows, number words up to ten turned into digits, articles removed, apostrophes restored.
+    In order: lower case, commas and question marks removed, `'s` split off, other punctuation removed or turned into
+    spaces, full stops removed unless a digit follows, number words up to ten turned into digits, articles removed,
+    apostrophes restored.
     """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
-    text = _strip_punctuation(" ".join(text.split()))
-    words = (_NUMBERS.get(word, word) for word in text.split())
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    return _plain_words(_strip_punctuation(_one_line(text)))
+
+
+def normalize_vqav2(text: str) -> str:
+    """VQAv2's own: as `normalize_vqa`, but `'s` stays, and commas and question marks are marks like all others."""
+    return _plain_words(_strip_punctuation(_one_line(text)))
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def _strip_punctuation(text: str) -> str:
     result = text
+    thousands = _THOUSANDS.search(text) is not None
     for mark in _PUNCTUATION:
         # The rule looks at the untouched text: a mark that stands beside a space anywhere is deleted everywhere.
         beside_space = f"{mark} " in text or f" {mark}" in text
-        result = result.replace(mark, "" if beside_space else " ")
-    return _FULL_STOP.sub("", result)
+        result = result.replace(mark, "" if beside_space or thousands else " ")
+    return _FULL_STOP.sub("", result, count=_FULL_STOPS)
 
 
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
+def _plain_words(text: str) -> str:
+    words = (_NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_THOUSANDS = re.compile(r"(?<=\d),+(?=\d)")
 _FULL_STOP = re.compile(r"\.(?!\d)")
+_FULL_STOPS = 32  # the official code passes a flag where the number of replacements belongs
 _ARTICLES = frozenset({"a", "an", "the"})
 _NUMBERS = {
     "none": "0",

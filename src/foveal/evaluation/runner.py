@@ -6,28 +6,27 @@ print(result.accuracy, result.by_type)
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from foveal.compression import Run, attached, compress
 from foveal.compressors import Compressor
 from foveal.errors import FovealError
+from foveal.evaluation import chat
 from foveal.evaluation.provenance import provenance
 from foveal.evaluation.questions import Question, as_question
 from foveal.evaluation.results import EvaluationResult, Record
 from foveal.images import open_image
 
-__all__ = ["encode", "evaluate", "generate_answers"]
+__all__ = ["encode", "evaluate", "generate_answers", "method_name", "model_name", "options_of"]
 
 
 def evaluate(
@@ -70,8 +69,8 @@ def evaluate(
     kept: list[tuple[int, float]] = []
     started = time.perf_counter()
     with (
-        _progress(label or _method_name(methods), total, progress) as advance,
-        _evaluation_mode(model, seed),
+        _progress(label or method_name(methods), total, progress) as advance,
+        chat.steady(model, seed),
         _scope(model, compressor) as run,
     ):
         for batch in _batches(questions, batch_size):
@@ -81,8 +80,8 @@ def evaluate(
             advance(len(batch))
     if not records:
         raise FovealError("no questions to evaluate")
-    settings = {"method": _method_name(methods), **_options(methods)}
-    settings |= {"model": _model_name(model), "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    settings = {"method": method_name(methods), **options_of(methods)}
+    settings |= {"model": model_name(model), "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     return EvaluationResult(
         tuple(records),
         settings,
@@ -111,12 +110,13 @@ def _means(kept: Sequence[tuple[int, float]]) -> tuple[float | None, float | Non
     return sum(last) / len(last), sum(seen) / len(seen)
 
 
-def _method_name(methods: Sequence[Compressor]) -> str:
+def method_name(methods: Sequence[Compressor]) -> str:
+    """What several methods at once are called; "none" for the plain model."""
     names = [method.card.name if method.card else type(method).__name__ for method in methods]
     return "+".join(names) or "none"
 
 
-def _options(methods: Sequence[Compressor]) -> dict[str, Any]:
+def options_of(methods: Sequence[Compressor]) -> dict[str, Any]:
     """The options of the only method, or those of each stage."""
     options = [_plain(method.options()) for method in methods]
     return options[0] if len(options) == 1 else {"stages": options} if options else {}
@@ -133,7 +133,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _model_name(model: PreTrainedModel) -> str:
+def model_name(model: PreTrainedModel) -> str:
     """The model's name without the folders it was loaded from."""
     return str(model.name_or_path).rstrip("/").rpartition("/")[2] or type(model).__name__
 
@@ -186,25 +186,14 @@ def encode(processor: ProcessorMixin, images: list[Image.Image], questions: list
     Raises:
         FovealError: the processor has no chat template.
     """
-    if not getattr(processor, "chat_template", None):
-        raise FovealError(
-            "the processor has no chat template: set processor.chat_template to the model's own"
-        )
-    conversations: list[Any] = [
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-        for question in questions
-    ]
-    texts = processor.apply_chat_template(conversations, add_generation_prompt=True)
-    return processor(
-        images=[[image] for image in images],
-        text=texts,
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-    )
+    return chat.encode(processor, [_about(*pair) for pair in zip(images, questions, strict=True)])
 
 
-@torch.inference_mode()
+def _about(image: Image.Image, question: str) -> chat.Chat:
+    parts = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+    return chat.Chat([{"role": "user", "content": parts}], question)
+
+
 def generate_answers(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -213,35 +202,9 @@ def generate_answers(
     max_new_tokens: int = 16,
 ) -> list[str]:
     """Answer one question about one image each, greedily, in one batch."""
-    inputs = encode(processor, images, questions).to(model.device, model.dtype)
-    generate: Any = model.generate
-    output = generate(**inputs, generation_config=_greedy(model, max_new_tokens))
-    answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [answer.strip() for answer in answers]
-
-
-def _greedy(model: PreTrainedModel, max_new_tokens: int) -> GenerationConfig:
-    """The model's generation settings with everything that draws or searches switched off."""
-    config = copy.deepcopy(model.generation_config)
-    config.update(
-        do_sample=False, num_beams=1, num_return_sequences=1, temperature=None, top_p=None, top_k=None
-    )
-    config.update(max_length=None, max_new_tokens=max_new_tokens)
-    return config
-
-
-@contextmanager
-def _evaluation_mode(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    """Eval mode and seeded draws, both put back afterwards."""
-    training = model.training
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        model.eval()
-        try:
-            yield
-        finally:
-            model.train(training)
+    config = chat.generation_config(model, processor, {}, max_new_tokens)
+    replies = chat.generate(model, processor, encode(processor, images, questions), config)
+    return [reply.text for reply in replies]
 
 
 @contextmanager
