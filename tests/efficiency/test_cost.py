@@ -23,6 +23,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    SiglipVisionConfig,
 )
 
 import foveal
@@ -327,10 +328,12 @@ def test_a_question_needs_a_text_tower() -> None:
 # ------------------------------------------------------------------------------------------------ 24 x 24 patches
 
 
-def llava(side: int, width: int, layers: int, **tower: Any) -> Any:
-    """A LLaVA of (side / 14) ** 2 visual tokens, of usual proportions."""
+def llava(
+    side: int, width: int, layers: int, kind: Any = CLIPVisionConfig, strategy: str = "default", **tower: Any
+) -> Any:
+    """A LLaVA of (side / 14) ** 2 patches, of usual proportions."""
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(image_size=side, patch_size=14, **tower)
+    vision = kind(image_size=side, patch_size=14, **tower)
     text = LlamaConfig(
         hidden_size=width,
         intermediate_size=width * 43 // 16,
@@ -338,9 +341,13 @@ def llava(side: int, width: int, layers: int, **tower: Any) -> Any:
         num_attention_heads=width // 64 or 1,
         vocab_size=500,
     )
-    tokens = (side // 14) ** 2
+    rows = (side // 14) ** 2 + (kind is CLIPVisionConfig)
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=IMAGE, image_seq_length=tokens
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        image_seq_length=rows - (strategy == "default"),
+        vision_feature_select_strategy=strategy,
     )
     return LlavaForConditionalGeneration(config).eval()
 
@@ -381,6 +388,35 @@ def test_joined_features_of_several_blocks(wide: Any) -> None:
         found = counted(joined, prompt(joined, 1, 9), method)
         expected = cost(model_shape(joined), method, Load(text=9, answer=1, bytes=4))
         assert differences(found, expected) == {}
+
+
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+BEFORE = (foveal.ToMe(keep=20), foveal.AveragePooling(keep=9), foveal.VisionZip(keep=5, query="mean"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [(CLIPVisionConfig, "full"), (SiglipVisionConfig, "full"), (SiglipVisionConfig, "default")],
+)
+def test_what_towers_hand_on(kind: Any, strategy: str) -> None:
+    """The class token, too, or one patch less; and SigLIP's pooling head runs, though nobody reads it."""
+    model = llava(84, 32, 4, kind, strategy, **SMALL)
+    shape = model_shape(model)
+    assert (
+        shape.tile_tokens
+        == model.config.image_seq_length
+        == 36 + (kind is CLIPVisionConfig) - (strategy == "default")
+    )
+    all_patches = shape.tile_tokens == 36
+    for method in (None, foveal.FastV(keep=5), foveal.DivPrune(keep=5), *(BEFORE if all_patches else ())):
+        found = counted(model, prompt(model, 2, 9), method, steps=STEPS)
+        expected = cost(shape, method, Load(batch=2, text=9, answer=STEPS + 1, bytes=4))
+        assert differences(found, expected) == {}
+    if not all_patches:
+        with pytest.raises(foveal.FovealError, match="VisionZip needs a visual token for every patch"):
+            cost(shape, foveal.VisionZip(keep=5, query="mean"))
+        with pytest.raises(foveal.FovealError, match=r"VisionZip needs (patches only|all patches)"):
+            foveal.attach(model, foveal.VisionZip(keep=5, query="mean"))
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -472,7 +508,14 @@ def test_refusals() -> None:
         cost(shape, foveal.FastV(keep=5, layer=6))
     with pytest.raises(foveal.FovealError, match="takes images of any size: say how many visual tokens"):
         cost(shape_of("qwen2_5_vl"))
-    with pytest.raises(foveal.FovealError, match="batch=0 must be at least 1"):
-        Load(batch=0)
-    with pytest.raises(foveal.FovealError, match="visual=0 must be at least one visual token"):
-        cost(shape, None, Load(visual=0))
+    for name in ("batch", "question", "tiles"):
+        with pytest.raises(foveal.FovealError, match=f"{name}=0 must be at least 1"):
+            Load(**{name: 0})
+    for visual in (0, (0, 4), (-4, -3)):
+        with pytest.raises(foveal.FovealError, match="must be at least one visual token"):
+            Load(visual=visual)
+    for family in ("qwen2_5_vl", "internvl", "llava_next"):
+        with pytest.raises(foveal.FovealError, match="AveragePooling needs a visual token for every patch"):
+            cost(shape_of(family), foveal.AveragePooling(keep=4), Load(visual=16))
+    with pytest.raises(foveal.FovealError, match="VisionZip ranks patches by the class token"):
+        cost(shape_of("paligemma"), foveal.VisionZip(keep=5))

@@ -148,6 +148,11 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(foveal.FovealError, match="is not supported"):
         model_shape(families.model("qwen3_5"))
     assert "qwen3_5" in ALL
+    config = deepcopy(families.model("llava").config)
+    config.quantization_config = {"load_in_4bit": True}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(foveal.FovealError, match=r"are quantised, .* pass the model that it was made from"):
+        model_shape(str(tmp_path))
 
 
 def test_shapes_are_values() -> None:

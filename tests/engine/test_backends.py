@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,6 +123,24 @@ def test_flash(family: str, name: str, methods: Any, flash: str, support: Any) -
     difference = worst(family, name, methods, flash)
     support(family, "flash (2-D masks)", difference)
     assert difference < TOLERANCE
+
+
+@pytest.mark.parametrize("positions", ["original", "packed"])
+def test_attention_that_reads_positions_keeps_them_under_flash(positions: Any, flash: str) -> None:
+    """Ministral 3 scales queries by their positions, whose gaps would mean packed samples without a mask."""
+    case = FAMILIES["mistral3"]
+    rope = {"rope_theta": 1e4, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 8}
+    scaled = {"model_type": "ministral3", "rope_parameters": {"rope_type": "default", **rope}}
+    config = {**case.config, "text_config": {**case.config["text_config"], **scaled}}
+    model = replace(case, config=config).build(4, "sdpa")
+    inputs = case.inputs([1], [9])
+    method = foveal.DART(keep=5, positions=positions)
+    with foveal.compress(model, method):
+        expected, steps = generate(model, inputs)
+    with backend(model, flash), foveal.compress(model, method):
+        found, flash_steps = generate(model, inputs)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert (flash_steps - steps).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("family", sorted(SLIDING - {"paligemma2"}))

@@ -1,9 +1,13 @@
-"""The tower's last layers are left out where nobody sees them, and nothing that is seen changes."""
+"""The tower's last layers are left out where nobody sees them, and nothing that is seen changes.
+
+Before 5.23, transformers does not tell the tower which hidden states it will use, and all layers run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -14,6 +18,7 @@ import foveal
 from foveal.compressors.base import TowerCompressor
 from support import families
 from support.clip import text_tower
+from support.library import OLD, since_5_23
 
 BATCH = ([1, 2, 0], [9, 5, 12])
 METHODS = {
@@ -98,6 +103,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     )
 
 
+@since_5_23
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_nothing_that_is_seen_changes(method: Any) -> None:
     model, inputs = prepared()
@@ -110,6 +116,7 @@ def test_nothing_that_is_seen_changes(method: Any) -> None:
     assert ran.count(0) == all_ran.count(0)
 
 
+@since_5_23
 def test_nothing_that_is_seen_changes_in_training() -> None:
     model, inputs = prepared()
     model.train()
@@ -131,6 +138,7 @@ def test_other_families_run_all_layers(family: str) -> None:
     assert sorted(set(ran)) == list(range(len(tower_layers(model))))
 
 
+@since_5_23
 @pytest.mark.parametrize(("features", "layers"), [(-1, 3), (1, 1), ([-3, -2], 2), ([1, -1], 3)])
 def test_as_many_layers_run_as_the_features_need(features: Any, layers: int) -> None:
     model, inputs = prepared(features)
@@ -156,6 +164,7 @@ def test_a_method_that_looks_into_the_last_layer() -> None:
     assert sorted(set(ran)) == [0, 1, 2]
 
 
+@since_5_23
 def test_generate_leaves_early() -> None:
     model, inputs = prepared()
     method = foveal.DART(keep=5)
@@ -184,6 +193,56 @@ def test_others_who_ask_the_tower_get_all_of_it(direct: str) -> None:
     assert torch.equal(inside.last_hidden_state, plain.last_hidden_state)
 
 
+@pytest.mark.parametrize("place", ["encoder", "post_layernorm", "encoder.layers.2.mlp"])
+def test_what_hooks_of_others_see(place: str) -> None:
+    model, inputs = prepared()
+    seen: list[Tensor] = []
+
+    def note(_module: Any, _args: Any, output: Any) -> None:
+        seen.append(output if isinstance(output, Tensor) else output.last_hidden_state)
+
+    handle = model.base_model.vision_tower.get_submodule(place).register_forward_hook(note)
+    with torch.no_grad():
+        model(**inputs)
+        with foveal.compress(model, foveal.DART(keep=5)):
+            model(**inputs)
+    handle.remove()
+    assert torch.equal(*seen)
+
+
+def test_a_tower_cannot_be_copied_inside() -> None:
+    """Its forward would be that of the original, and its weights nobody's."""
+    model, _ = prepared()
+    tower = model.base_model.vision_tower
+    with foveal.compress(model, foveal.DART(keep=5)):
+        for part in (tower, tower_layers(model)[-1]):
+            with pytest.raises(foveal.FovealError, match="a compressed model cannot be copied"):
+                deepcopy(part)
+    deepcopy(tower)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_models_that_share_a_tower_are_compressed_independently(first: int) -> None:
+    model, inputs = prepared()
+    other, _ = prepared()
+    other.base_model.vision_tower = model.base_model.vision_tower
+    modules = list(model.base_model.vision_tower.modules())
+    with torch.no_grad():
+        other(**inputs)  # the library installs its own hooks
+        before = [dict(vars(module)) for module in modules]
+        runs = [foveal.attach(each, foveal.DART(keep=5)) for each in (model, other)]
+        runs.pop(first).detach()
+        left = (other, model)[first]
+        with counted(model) as ran:
+            found = left(**inputs).logits
+        assert (2 in ran) == OLD
+        runs.pop().detach()
+        assert [vars(module) for module in modules] == before
+        with foveal.compress(left, foveal.DART(keep=5)):
+            assert torch.equal(left(**inputs).logits, found)
+
+
+@since_5_23
 @pytest.mark.parametrize("place", ["attention", "adapter"])
 def test_layers_that_draw_random_numbers_run(place: str) -> None:
     """Or the decoder's own draws would be others."""
@@ -201,10 +260,14 @@ def test_layers_that_draw_random_numbers_run(place: str) -> None:
         assert 2 not in ran
 
 
-def test_gradient_checkpointing() -> None:
+@since_5_23
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(reentrant: bool) -> None:
     model, inputs = prepared()
     model.train()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
     method = foveal.DART(keep=5)
     with watched(tower_layers(model)[-1]):
         whole = run(model, inputs, method)

@@ -407,6 +407,15 @@ def test_a_class_token_among_the_visual_tokens_is_refused() -> None:
         model.config.vision_feature_select_strategy = "default"
 
 
+@pytest.mark.parametrize("layer", [0, -3])
+def test_features_in_front_of_the_first_block_are_refused(layer: int) -> None:
+    model = families.ALL["llava"].build(4, "sdpa")
+    del model.base_model.vision_tower.encoder.layers[2:]
+    model.config.vision_feature_layer = layer
+    with pytest.raises(foveal.FovealError, match=f"vision_feature_layer={layer} is before the first"):
+        foveal.attach(model, foveal.VisionZip(keep=5))
+
+
 def test_tome_refuses_features_of_another_layer_than_the_configs() -> None:
     model, inputs = families.model("llava"), families.batch("llava", [1], [5])
     with foveal.compress(model, foveal.ToMe(keep=9)):

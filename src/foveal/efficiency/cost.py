@@ -9,6 +9,8 @@ kernel that attention takes there; eager attention needs no such help, and count
 SparseVLM), which it does not know, count as the products of all pairs of points, whatever their kernel does. Norms,
 soft-max, rotary embedding, sorting, gathering and sums, ToMe's averages among them, are no products: below 1 %.
 
+A compressed LLaVA leaves its tower early (`engine/early_exit.py`), as transformers 5.23 and newer allow.
+
 One number is a bound: SparseVLM's raters are taken to be all words of the prompt, as a GPU takes them. Where they can
 be counted without waiting, on a CPU, only those with weight are read.
 
@@ -62,9 +64,19 @@ class Load:
     bytes: int = 2
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("text", 1), ("answer", 1), ("images", 1), ("bytes", 1)):
-            if getattr(self, name) < least:
-                raise FovealError(f"{name}={getattr(self, name)} must be at least {least}")
+        for name in ("batch", "text", "answer", "images", "tiles", "question", "bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise FovealError(f"{name}={value} must be at least 1")
+        sides = () if self.visual is None else (self.visual,) if isinstance(self.visual, int) else self.visual
+        if min(sides, default=1) < 1:
+            raise FovealError(f"visual={self.visual} must be at least one visual token")
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of an image, once `resolve` has found them."""
+        assert self.visual is not None
+        return self.visual if isinstance(self.visual, int) else self.visual[0] * self.visual[1]
 
 
 @dataclass(frozen=True)
@@ -143,16 +155,18 @@ def cost(
         load: what it is asked; one image and 60 text tokens by default.
 
     Raises:
-        FovealError: the number of visual tokens is unknown, an option does not fit the model, or the image decides
-            how many tokens stay (keep="auto").
+        FovealError: the number of visual tokens is unknown, a method or option does not fit the model, or the image
+            decides how many tokens stay (keep="auto").
     """
     methods = () if methods is None else (methods,) if isinstance(methods, Compressor) else tuple(methods)
     load = resolve(shape, load or Load())
-    visual = _visual(load)
+    visual = load.tokens
     stages = sorted(
         (stage for method in methods for stage in method.stages(len(shape.layers))), key=_layer_of
     )
     before = next((stage for stage in stages if isinstance(stage, TowerCompressor)), None)
+    if before is not None:
+        _check(shape, before)
     seen = _visual_by_layer(stages, visual, len(shape.layers))
     rows = tuple(load.text + load.images * count for count in seen)
     cache = _cache(shape, load, rows, 0)
@@ -184,24 +198,30 @@ def resolve(shape: ModelShape, load: Load) -> Load:
     Raises:
         FovealError: the model takes pictures of any size, and nobody said how many tokens one has.
     """
-    visual = load.visual
-    if visual is None:
+    if load.visual is None:
         if shape.tile_tokens is None:
             raise FovealError(
                 f"{shape.name} takes images of any size: say how many visual tokens one has (visual=, --visual), or "
                 "its rows and columns of them"
             )
-        visual = shape.tile_tokens * (load.tiles or 1)
-    count = visual if isinstance(visual, int) else visual[0] * visual[1]
-    if count < 1:
-        raise FovealError(f"visual={visual} must be at least one visual token")
-    tiles = load.tiles or (1 if shape.tile_tokens is None else ceil(count / shape.tile_tokens))
-    return replace(load, visual=visual, tiles=tiles)
+        load = replace(load, visual=shape.tile_tokens * (load.tiles or 1))
+    filled = 1 if shape.tile_tokens is None else ceil(load.tokens / shape.tile_tokens)
+    return replace(load, tiles=load.tiles or filled)
 
 
-def _visual(load: Load) -> int:
-    assert load.visual is not None
-    return load.visual if isinstance(load.visual, int) else load.visual[0] * load.visual[1]
+def _check(shape: ModelShape, method: TowerCompressor) -> None:
+    """Refuse what the engine would."""
+    name, tower = type(method).__name__, shape.tower
+    if not shape.patchwise or shape.tile_tokens != (tower.image_size or 0) ** 2:
+        raise FovealError(
+            f"{name} needs a visual token for every patch of the tower, and nothing else, which this {shape.name} has "
+            "not: use DivPrune, or a method inside the decoder"
+        )
+    if method.wants_class_token() and not tower.class_tokens:
+        raise FovealError(
+            f"{name} ranks patches by the class token (CLS), which the tower of this {shape.name} has not: pass "
+            'query="mean" where the method has it, or use DivPrune'
+        )
 
 
 def _grid(visual: int | tuple[int, int]) -> tuple[int, int]:
@@ -232,7 +252,7 @@ def _visual_by_layer(stages: Sequence[Compressor], visual: int, depth: int) -> t
 
 def _tower(shape: ModelShape, load: Load, method: TowerCompressor | None, compressed: bool) -> int:
     """FLOPs of the tower."""
-    tower, visual = shape.tower, _visual(load)
+    tower, visual = shape.tower, load.tokens
     assert load.tiles is not None
     assert load.visual is not None
     pictures = load.batch * load.images * load.tiles
@@ -253,7 +273,15 @@ def _tower(shape: ModelShape, load: Load, method: TowerCompressor | None, compre
         total += pictures * sum(
             layer.scores(rows, rows * (pictures if tower.joined else 1)) for rows in sequences
         )
-    return total
+    return total + pictures * _pooled(tower, lengths[-1] + tower.class_tokens)
+
+
+def _pooled(tower: TowerShape, rows: int) -> int:
+    """FLOPs of the head behind the tower's blocks: keys and values of all rows, and one query."""
+    if tower.head is None:
+        return 0
+    keys = 2 * tower.head.inputs // 3
+    return 2 * keys * rows + 2 * (tower.head.matrices - keys) + tower.head.scores(1, rows)
 
 
 def _patches(tower: TowerShape, visual: int, method: TowerCompressor | None) -> int:
@@ -270,7 +298,7 @@ def _projected(shape: ModelShape, load: Load, method: TowerCompressor | None, ke
     assert load.tiles is not None
     if method is not None and not method.projected:
         return kept
-    return _visual(load) if shape.tile_tokens is None else load.tiles * shape.tile_tokens
+    return load.tokens if shape.tile_tokens is None else load.tiles * shape.tile_tokens
 
 
 def _merged(method: ToMe, patches: int, blocks: int) -> list[int]:
@@ -314,7 +342,7 @@ def _selection(
     seen: Sequence[int],
 ) -> int | None:
     """FLOPs of choosing and merging; None if a method does not tell."""
-    visual, total = _visual(load), 0
+    visual, total = load.tokens, 0
     for method in methods:  # embeddings are read behind what drops tokens at layer 0
         total += method.reading_flops(_sizes(shape, load, stages, method, seen[0], seen[0]))
     reaching = visual
@@ -338,7 +366,7 @@ def _sizes(
     deepened = bool(stages) and stages[0].layer < shape.deepstack
     return StageSizes(
         images=images,
-        whole=_visual(load),
+        whole=load.tokens,
         tokens=reaching,
         kept=kept,
         text=load.text,
@@ -397,9 +425,9 @@ def _largest(
     """
     tower, images = shape.tower, load.batch * load.images
     assert load.tiles is not None
-    patches = images * load.tiles * (_patches(tower, _visual(load), method) + tower.class_tokens)
-    embeddings = load.batch * (load.text + load.images * _visual(load)) * shape.width
-    held = embeddings + 2 * images * _visual(load) * shape.width + 2 * patches * tower.width
+    patches = images * load.tiles * (_patches(tower, load.tokens, method) + tower.class_tokens)
+    embeddings = load.batch * (load.text + load.images * load.tokens) * shape.width
+    held = embeddings + 2 * images * load.tokens * shape.width + 2 * patches * tower.width
     moments = [(load.bytes * (embeddings + patches * (6 * tower.width + 3 * tower.inner)), 0)]
     for index, row in enumerate(rows):
         working = load.batch * row * (3 * shape.width + 3 * shape.inner)

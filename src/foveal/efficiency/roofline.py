@@ -90,7 +90,6 @@ def roofline(cost: Cost, shape: ModelShape, load: Load, hardware: Hardware) -> T
     before = _rows_before(cost, load)
     gathered = load.batch * row * sum(a + b for a, b in zip(before, cost.rows, strict=True) if a != b)
     projected = cost.images * cost.visual[0] * row
-    experts = _unmet(shape)
     return Times(
         tower=seconds(cost.tower, cost.weights["tower"]),
         text_tower=seconds(cost.text_tower, cost.weights.get("text tower", 0)),
@@ -99,9 +98,7 @@ def roofline(cost: Cost, shape: ModelShape, load: Load, hardware: Hardware) -> T
         layers=tuple(
             seconds(
                 flops - load.batch * layer.scores(rows, rows) / 2,
-                load.bytes * _touched(layer, experts, load.batch * rows)
-                + cache
-                + 2 * load.batch * rows * row,
+                load.bytes * _touched(layer, load.batch * rows) + cache + 2 * load.batch * rows * row,
             )
             for layer, flops, rows, cache in zip(
                 shape.layers, cost.layers, cost.rows, cost.cache, strict=True
@@ -117,20 +114,12 @@ def roofline(cost: Cost, shape: ModelShape, load: Load, hardware: Hardware) -> T
 
 def _rows_before(cost: Cost, load: Load) -> list[int]:
     """Rows of a sample in front of each layer, before tokens are dropped there."""
-    assert load.visual is not None
-    visual = load.visual if isinstance(load.visual, int) else load.visual[0] * load.visual[1]
-    return [load.text + load.images * visual, *cost.rows[:-1]]
+    return [load.text + load.images * load.tokens, *cost.rows[:-1]]
 
 
-def _unmet(shape: ModelShape) -> float:
-    """Numbers of a decoder layer that not every row is multiplied with: norms, biases, and experts not chosen."""
-    met = sum(layer.matrices for layer in shape.layers) + 2 * shape.width * shape.vocabulary
-    return max(0, shape.parameters["language model"] - met) / len(shape.layers)
-
-
-def _touched(layer: LayerShape, unmet: float, rows: int) -> float:
+def _touched(layer: LayerShape, rows: int) -> int:
     """Numbers of a layer that so many rows read: each may be sent to experts of its own."""
-    return layer.attention + min(rows * layer.mlp, layer.mlp + unmet)
+    return layer.attention + min(rows * layer.mlp, layer.parameters - layer.attention)
 
 
 def _head_bytes(shape: ModelShape, load: Load) -> int:
@@ -139,8 +128,7 @@ def _head_bytes(shape: ModelShape, load: Load) -> int:
 
 def _step_bytes(cost: Cost, shape: ModelShape, load: Load) -> Sequence[float]:
     """Bytes that each decode step moves: weights, and the cache, which grows evenly."""
-    unmet = _unmet(shape)
-    touched = sum(_touched(layer, unmet, load.batch) for layer in shape.layers)
+    touched = sum(_touched(layer, load.batch) for layer in shape.layers)
     through = 2 * load.batch * load.bytes * shape.width * len(shape.layers)
     fixed = load.bytes * touched + _head_bytes(shape, load) + through
     held, grown = sum(cost.cache), sum(cost.cache_at_end) - sum(cost.cache)

@@ -27,6 +27,7 @@ class LayerShape:
         attention: numbers of the matrices around the attention that every row meets.
         inputs: those of them that make queries, keys and values.
         mlp: numbers of the other matrices that every row meets (of experts, those that a row is sent to).
+        parameters: all its numbers: norms, biases and all experts, too.
         heads: query heads.
         key_heads: key and value heads.
         head_width: of one head.
@@ -36,6 +37,7 @@ class LayerShape:
     attention: int
     inputs: int
     mlp: int
+    parameters: int
     heads: int
     key_heads: int
     head_width: int
@@ -76,6 +78,7 @@ class TowerShape:
         windows: visual tokens of a side of an attention window, and the blocks that attend everywhere; None without.
         joined: whether all pictures of a batch are one sequence, masked.
         pools: whether a matrix product makes visual tokens of patches.
+        head: what sums up a picture behind the blocks, asking all its rows one question (SigLIP); None without.
     """
 
     embedding: int
@@ -89,6 +92,7 @@ class TowerShape:
     windows: tuple[int, frozenset[int]] | None
     joined: bool
     pools: bool
+    head: LayerShape | None
 
 
 @dataclass(frozen=True)
@@ -150,13 +154,19 @@ def model_shape(source: str | nn.Module | None) -> ModelShape:
         source: a directory, a hub name, or a model; None for the bundled one.
 
     Raises:
-        FovealError: the config cannot be read, or the model is of a family that is not supported.
+        FovealError: the config cannot be read, the model is of a family that is not supported, or its weights are
+            quantised, whose bytes nothing here counts.
     """
     model = source if isinstance(source, nn.Module) else empty_model(read_config(source))
     parts = find_parts(model)
     if not parts.placeholders:
         raise FovealError(f"{type(model).__name__} has no image token: pass a vision-language model")
     config: Any = parts.top.config
+    if getattr(config, "quantization_config", None) is not None:
+        raise FovealError(
+            f"the weights of this {type(parts.top).__name__} are quantised, which cost formulas do not know: pass the "
+            "model that it was made from"
+        )
     text: Any = parts.decoder.config
     tower, parameters = _tower(parts), _parameters(parts)
     return ModelShape(
@@ -206,6 +216,10 @@ def _active_share(part: nn.Module, layer: nn.Module) -> float:
     return float(next(filter(None, chosen), experts) / experts)
 
 
+def _numbers(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
 _ATTENTION = ("self_attn", "attn", "attention")
 
 
@@ -227,6 +241,7 @@ def _layer(layer: nn.Module, config: Any) -> LayerShape:
         attention=around,
         inputs=inputs,
         mlp=whole - around,
+        parameters=_numbers(layer),
         heads=query // head_width,
         key_heads=key // head_width,
         head_width=head_width,
@@ -279,6 +294,24 @@ def _tower(parts: Parts) -> TowerShape:
         windows=(int(window // patch // merge), everywhere) if window and everywhere else None,
         joined=config.model_type == "pixtral",
         pools=config.model_type == "gemma4_vision",
+        head=_head(tower),
+    )
+
+
+def _head(tower: nn.Module) -> LayerShape | None:
+    """The pooling head of a SigLIP tower. Nobody reads what it makes."""
+    head: Any = getattr(tower, "head", None)
+    attention = getattr(head, "attention", None)
+    if not isinstance(attention, nn.MultiheadAttention):
+        return None
+    return LayerShape(
+        attention=_matrices(attention),
+        inputs=3 * attention.embed_dim**2,
+        mlp=_matrices(head.mlp),
+        parameters=_numbers(head),
+        heads=attention.num_heads,
+        key_heads=attention.num_heads,
+        head_width=attention.head_dim,
     )
 
 
@@ -309,7 +342,11 @@ def _tile_tokens(config: Any, tower: TowerShape) -> int | None:
         return int(config.mm_tokens_per_image)
     if tower.image_size is None:
         return None
-    return int((tower.image_size / tower.merge) ** 2)
+    if tower.merge > 1:
+        return int((tower.image_size / tower.merge) ** 2)
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    rows = tower.image_size**2 + (0 if strategy is None else tower.class_tokens)
+    return rows - (strategy == "default")  # the first is cut away, class token or not
 
 
 def _parameters(parts: Parts) -> dict[str, int]:
@@ -333,5 +370,5 @@ def _clip(parts: Parts) -> ClipShape | None:
         depth=config.text_config.num_hidden_layers,
         shared=config.projection_dim,
         width=config.text_config.hidden_size,
-        parameters=sum(p.numel() for module in needed for p in module.parameters()),
+        parameters=sum(map(_numbers, needed)),
     )

@@ -24,8 +24,8 @@ __all__ = ["features_only", "leave_early"]
 
 # The model that is at work: it looks at nothing of its tower but features.
 _at_work: ContextVar[nn.Module | None] = ContextVar("foveal_at_work", default=None)
-# How many of the tower's layers are needed by the call that is running; None for all.
-_needed: ContextVar[int | None] = ContextVar("foveal_tower_layers", default=None)
+# The tower that is called, and how many of its layers are needed; None for all.
+_needed: ContextVar[tuple[nn.Module, int] | None] = ContextVar("foveal_tower_layers", default=None)
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def leave_early(parts: Parts, observed: int | None = None) -> Iterator[None]:
             undo.enter_context(replaced(top, "generate", _generating(top)))
             undo.enter_context(replaced(tower, "forward", _leaving(top, tower, first, layers)))
             for index, layer in enumerate(layers[first:], first):
-                undo.enter_context(replaced(layer, "forward", _passing(index, layer.forward)))
+                undo.enter_context(replaced(layer, "forward", _passing(tower, index, layer.forward)))
         yield
 
 
@@ -93,7 +93,9 @@ def _generating(top: Any) -> Callable[..., Any]:
 
 
 def _leaving(top: nn.Module, tower: Any, first: int, layers: list[nn.Module]) -> Callable[..., Any]:
-    forward, behind = tower.forward, layers[first:]
+    forward, behind = tower.forward, [module for layer in layers[first:] for module in layer.modules()]
+    early = {id(module) for layer in layers[:first] for module in layer.modules()}
+    late = [module for module in tower.modules() if id(module) not in early]
 
     @wraps(forward)
     def leaving(*args: Any, **kwargs: Any) -> Any:
@@ -101,9 +103,9 @@ def _leaving(top: nn.Module, tower: Any, first: int, layers: list[nn.Module]) ->
         if torch.compiler.is_compiling() or _at_work.get() is not top:
             return forward(*args, **kwargs)
         last = _last(kwargs.get("output_hidden_states"), len(layers))
-        if last is None or _watched(tower, behind) or _draws(tower, behind):
+        if last is None or _watched(late) or _draws(tower, behind):
             return forward(*args, **kwargs)
-        token = _needed.set(max(first, last))
+        token = _needed.set((tower, max(first, last)))
         try:
             return forward(*args, **kwargs)
         finally:
@@ -112,30 +114,29 @@ def _leaving(top: nn.Module, tower: Any, first: int, layers: list[nn.Module]) ->
     return leaving
 
 
-def _passing(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _passing(tower: nn.Module, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
     def passing(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         needed = None if torch.compiler.is_compiling() else _needed.get()
-        if needed is None or index < needed:
+        if needed is None or needed[0] is not tower or index < needed[1]:
             return forward(hidden_states, *args, **kwargs)
         return hidden_states
 
     return passing
 
 
-def _watched(tower: nn.Module, behind: list[nn.Module]) -> bool:
-    """Whether hooks of others see what is left out. The library's own record what the model asked for."""
-    modules = [tower, *(module for layer in behind for module in layer.modules())]
+def _watched(late: list[nn.Module]) -> bool:
+    """Whether hooks of others see what is left out, or what comes of it; the library's own only record states."""
     hooks = [
         hook
-        for module in modules
+        for module in late
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     ]
     return not all(getattr(hook, "__module__", "").startswith(("foveal.", "transformers.")) for hook in hooks)
 
 
 def _draws(tower: Any, behind: list[nn.Module]) -> bool:
-    """Whether layers that are left out would draw random numbers, and so change all that are drawn later."""
-    training = [module for layer in behind for module in layer.modules() if module.training]
+    """Whether what is left out would draw random numbers, and so change all that are drawn later."""
+    training = [module for module in behind if module.training]
     dropouts = (module.p for module in training if isinstance(module, nn.Dropout))
     return bool(training and getattr(tower.config, "attention_dropout", 0)) or any(dropouts)

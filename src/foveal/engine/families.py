@@ -6,6 +6,7 @@ A family that follows the common path of transformers (`get_decoder()`, `config.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -145,6 +146,12 @@ class Parts:
         """Whether positions name the row and column of every patch (M-RoPE)."""
         config: Any = self.decoder.config
         return "mrope_section" in (getattr(config, "rope_parameters", None) or {})
+
+    @property
+    def reads_positions(self) -> bool:
+        """Whether attention needs position ids besides rotary tables (Ministral 3 scales its queries by them)."""
+        named = inspect.signature(self.attention(0).forward).parameters.get("position_ids")
+        return named is not None and named.default is named.empty
 
     def attention(self, layer: int) -> nn.Module:
         """The self-attention module of a layer."""

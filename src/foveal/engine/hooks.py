@@ -22,7 +22,7 @@ from transformers import Cache
 
 from foveal.compressors.base import Compressor, TowerCompressor
 from foveal.compressors.context import AttentionInputs, Rows, TokenContext, VisualLayout
-from foveal.engine.attributes import replaced
+from foveal.engine.attributes import NotCopied, replaced
 from foveal.engine.cache import (
     LayerView,
     LogicalCache,
@@ -85,7 +85,7 @@ _call: ContextVar[_Call | None] = ContextVar("foveal_call", default=None)
 _frame: ContextVar[Frame | None] = ContextVar("foveal_frame", default=None)
 
 
-class Hooks:
+class Hooks(NotCopied):
     """Installs and removes the hooks of one or several compressors on one model.
 
     Args:
@@ -135,6 +135,7 @@ class Hooks:
                 f'positions="packed" needs rotary embeddings, which {type(parts.decoder).__name__} has not: pass '
                 'positions="original"'
             )
+        self._reads_positions = parts.reads_positions
         self._peek = Peek()
         self._hooked = tuple(range(first, len(parts.layers)))
         self._deepened = range(parts.deepstack if first < parts.deepstack else 0)
@@ -228,11 +229,6 @@ class Hooks:
     def remove(self) -> None:
         """Take every hook away."""
         self._stack.close()
-
-    def __deepcopy__(self, memo: Any) -> Hooks:
-        raise FovealError(
-            "a compressed model cannot be copied: detach first, and compress the copy by itself"
-        )
 
     # ------------------------------------------------------------------ around the model
 
@@ -475,8 +471,11 @@ class Hooks:
                 before = before - stream.ahead.to(before.device)
             kwargs = self._tables.shifted(kwargs, index, stream.shift, before, stream.memo, id(view))
         if "flash" in self._backend and kwargs["attention_mask"] is None:
-            # Each layer would read them on the host, and take their gaps for the ends of packed sequences.
-            kwargs["position_ids"] = None
+            # Each layer would read positions on the host, and take their gaps for the ends of packed sequences.
+            if self._reads_positions:
+                kwargs["attention_mask"] = columns >= 0  # beside a mask, gaps mean nothing
+            else:
+                kwargs["position_ids"] = None
         return kwargs
 
     def _continue_cache(self, index: int, hidden: Tensor, args: Any, kwargs: dict[str, Any]) -> Any:

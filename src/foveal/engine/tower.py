@@ -329,12 +329,18 @@ def _check(parts: Parts, compressor: TowerCompressor) -> None:
             f'{name} ranks patches by the class token (CLS), which this tower has not: pass query="mean" where the '
             "method has it, or use DivPrune"
         )
-    strategy = getattr(config, "vision_feature_select_strategy", "default")
+    strategy = getattr(config, "vision_feature_select_strategy", None)
     if strategy == "full" and parts.has_class_token:
         raise FovealError(_CLASS_TOKEN.format(name=name))
-    if 0 in _feature_layers(parts):
+    if strategy == "default" and not parts.has_class_token:
         raise FovealError(
-            f"{name} chooses behind a layer of the tower: vision_feature_layer=0 is before the first"
+            f"{name} needs all patches: this tower has no class token, and vision_feature_select_strategy='default' "
+            "cuts away its first patch instead; use DivPrune, or a method inside the decoder"
+        )
+    if {0, -len(parts.tower_layers) - 1} & set(_feature_layers(parts)):
+        raise FovealError(
+            f"{name} chooses behind a layer of the tower: vision_feature_layer={config.vision_feature_layer} is before "
+            "the first"
         )
     if compressor.merges_in_tower and len(_feature_layers(parts)) > 1:
         raise FovealError(
