@@ -15,14 +15,12 @@ LLaVA of hidden size 512 and 6 layers behind a small tower; 576 visual and 60 te
 | fastv, eager | FastV with eager attention, as its released code reads its scores |
 | dart, one by one | Foveal, but one sample after the other, which most released codes are limited to |
 
-Every case runs once a round, in random order. "x of y" is the speed-up over the plain model, and the one that FLOPs
-allow. Results: `results/against_plain.json`.
+Every case runs once a round, in random order. Results: `results/against_plain.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -36,7 +34,7 @@ from transformers.utils import logging
 
 import foveal
 from foveal.cli.bench import progress_bar
-from foveal.cli.bench_tables import print_gains, print_parts, print_verdicts
+from foveal.cli.bench_tables import print_report
 from foveal.efficiency import Load
 from foveal.efficiency.bench_report import record
 from foveal.efficiency.measure import Case, measure
@@ -130,7 +128,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     logging.set_verbosity_error()
-    random.seed(0)
     if options.threads:
         torch.set_num_threads(options.threads)
     work = build(Load(batch=max(options.batch), answer=options.answer))
@@ -143,9 +140,7 @@ def main() -> None:
             processor_time=options.processor_time,
             progress=progress,
         )
-    print_parts(report)
-    print_gains(report)
-    print_verdicts(report)
+    print_report(report)
     options.out.parent.mkdir(exist_ok=True)
     write_json(options.out, record(report))
 

@@ -1,12 +1,14 @@
 """What compression gains on a GPU, at the shapes of LLaVA-1.5-7B in bfloat16, beside what FLOPs allow.
 
     python benchmarks/gpu.py                     # on a machine with a GPU of 40 GB or more; 15 minutes, we guess
-    python benchmarks/gpu.py --only prefill      # each half by itself, some minutes each
-    python benchmarks/gpu.py --only answers
+    python benchmarks/gpu.py --only prefill-8    # one part by itself, again if need be: some minutes each, we guess
     python benchmarks/gpu.py --page              # docs/efficiency.md and its picture from the result, anywhere
     python benchmarks/gpu.py --tiny              # the same code on a CPU in a minute; writes nothing
 
-Weights are random: speed does not depend on them. 576 visual and 60 text tokens; batch 1 and 8.
+The parts are prefill-1, prefill-8, answers-1 and answers-8, the number being the batch. Each is written when it is
+done, and a run that was stopped goes on with those that are missing.
+
+Weights are random: speed does not depend on them. 576 visual and 60 text tokens.
 
 **prefill**: plain, FastV, DART, Random, TRIM and VisionZip at 192, 128, 64 and 36 tokens, decoding without compilation.
 Time to first token, decode step, memory, and what was realised of the bound by FLOPs. Target: 0.90 of it for the
@@ -23,9 +25,10 @@ TRIM's text tower is CLIP-L's, its question 16 tokens. Preprocessing is not part
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import random
-from collections.abc import Callable
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,8 @@ from shared import llava
 METHODS = ("fastv", "dart", "random", "trim", "visionzip")
 KEEPS, BATCHES, CHOSEN = (192, 128, 64, 36), (1, 8), 64
 PUBLISHED = {"fastv": 1103.5 / 749.1, "dart": 1103.5 / 744.3, "random": 1103.5 / 697.3}
+PARTS = tuple(f"{kind}-{batch}" for kind in ("prefill", "answers") for batch in BATCHES)
+COLOURS = ("#D55E00", "#0072B2", "#000000", "#009E73", "#CC79A7")  # Okabe and Ito (2008), a method each
 EAGER, EAGER_ATTENTION = "plain, not compiled", "plain, eager attention, not compiled"
 RESULT = Path(__file__).parent / "results" / "gpu.json"
 PAGE = Path(__file__).parent.parent / "docs" / "efficiency.md"
@@ -64,9 +69,9 @@ PUBLISHED_WHERE = "Published: EPIC (arXiv 2510.00515), all of POPE on an A100, 8
 Result = dict[str, Any]
 
 
-def build(*, tiny: bool, answer: int) -> Workload:
+def build(batch: int, *, tiny: bool, answer: int) -> Workload:
     """LLaVA-1.5-7B's shape on a GPU; or a small decoder behind two narrow layers of CLIP-L's width on the CPU."""
-    load = Load(batch=max(BATCHES), answer=answer)
+    load = Load(batch=batch, answer=answer)
     methods = [foveal.get(name, keep=max(KEEPS)) for name in METHODS]
     if not tiny:
         place = {"device": "cuda", "dtype": torch.bfloat16}
@@ -80,20 +85,24 @@ def build(*, tiny: bool, answer: int) -> Workload:
     return of_model(model, name="tiny", load=load, text_tower=text_tower)
 
 
-def prefill(*, tiny: bool) -> Report:
+def measured(part: str, *, tiny: bool) -> Report:
+    """Measure a part."""
+    kind, _, batch = part.partition("-")
+    return {"prefill": prefill, "answers": answers}[kind](int(batch), tiny=tiny)
+
+
+def prefill(batch: int, *, tiny: bool) -> Report:
     """All methods and budgets, without compilation."""
-    work = build(tiny=tiny, answer=2 if tiny else 9)
+    work = build(batch, tiny=tiny, answer=2 if tiny else 9)
     keeps = KEEPS[-1:] if tiny else KEEPS
     methods = {f"{name} {keep}": foveal.get(name, keep=keep) for name in METHODS for keep in keeps}
     with progress_bar() as progress:
-        return measure(
-            work, methods, batches=(1,) if tiny else BATCHES, rounds=1 if tiny else 9, progress=progress
-        )
+        return measure(work, methods, batches=(batch,), rounds=1 if tiny else 9, progress=progress)
 
 
-def answers(*, tiny: bool) -> Report:
+def answers(batch: int, *, tiny: bool) -> Report:
     """Short answers at one budget, with compiled decode steps, beside plain transformers."""
-    work = build(tiny=tiny, answer=3)
+    work = build(batch, tiny=tiny, answer=3)
     names = METHODS[1:2] if tiny else METHODS
     cases: dict[str, foveal.Compressor | Case] = {
         f"{name} {CHOSEN}": foveal.get(name, keep=CHOSEN) for name in names
@@ -104,14 +113,11 @@ def answers(*, tiny: bool) -> Report:
         return measure(
             work,
             cases,
-            batches=(1,) if tiny else BATCHES,
+            batches=(batch,),
             rounds=1 if tiny else 15,
             compiled=True,
             progress=progress,
         )
-
-
-PARTS: dict[str, Callable[..., Report]] = {"prefill": prefill, "answers": answers}
 
 
 # ----------------------------------------------------------------------------------------------------------- page
@@ -122,11 +128,18 @@ def page(result: Result) -> list[str]:
     if not result:
         return [NOT_YET]
     lines = []
-    if "prefill" in result:
-        lines += prefill_lines(result["prefill"])
-    if "answers" in result:
-        lines += ["", *answer_lines(result["answers"])]
+    prefills, whole = parts(result, "prefill"), parts(result, "answers")
+    if prefills:
+        lines += prefill_lines(prefills)
+    if whole:
+        lines += ["", *answer_lines(whole)]
     return [*lines, "", "[Result](../benchmarks/results/gpu.json) of `python benchmarks/gpu.py`."]
+
+
+def parts(result: Result, kind: str) -> Result:
+    """The parts of a kind as one: the rows of all batches; empty if there is none."""
+    found = [part for name, part in result.items() if name.startswith(kind)]
+    return {**found[0], "rows": [row for part in found for row in part["rows"]]} if found else {}
 
 
 def prefill_lines(part: Result) -> list[str]:
@@ -134,8 +147,8 @@ def prefill_lines(part: Result) -> list[str]:
     setting, hardware = part["setting"], part["machine"]["name"]
     about = (
         f"{hardware}, {setting['dtype']}, random weights at the shapes of {setting['model']}, "
-        f"{setting['visual']} visual and {setting['text']} text tokens. Medians of {setting['rounds']} rounds; x over "
-        "the plain model, of what FLOPs allow."
+        f"{setting['visual']} visual and {setting['text']} text tokens. Medians of {part['rows'][0]['rounds']} rounds; "
+        "x over the plain model, of what FLOPs allow."
     )
     lines = [
         about,
@@ -146,7 +159,8 @@ def prefill_lines(part: Result) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_row(row) for row in part["rows"]]
-    best = [row["gains"]["prefill"] for row in part["rows"] if row["gains"] and row["batch"] == max(BATCHES)]
+    gained = [row for row in part["rows"] if row["times_faster"] and row["batch"] == max(BATCHES)]
+    best = [row["times_faster"]["prefill"] for row in gained]
     if best:
         shares = sorted(gain["measured"]["median"] / gain["flops"] for gain in best)
         ends = f"{shares[0]:.2f} to {shares[-1]:.2f}"
@@ -156,7 +170,7 @@ def prefill_lines(part: Result) -> list[str]:
 
 
 def _row(row: Result) -> str:
-    first, following, memory = row["first_token"]["median"], row["next_token"], row["memory"]
+    first, following = row["seconds"]["first_token"]["median"], row["seconds"]["next_token"]
     cells = [
         row["name"],
         str(row["batch"]),
@@ -166,11 +180,11 @@ def _row(row: Result) -> str:
         "",
         "",
         "",
-        f"{memory / 2**20:,.0f}",
+        f"{row['memory_bytes'] / 2**20:,.0f}",
     ]
     if following is not None:
         cells[6] = f"{1e3 * following['median']:.1f}"
-    gains = row["gains"]
+    gains = row["times_faster"]
     if gains:
         cells[3], cells[4] = _of(gains["first_token"]), _of(gains["prefill"])
         cells[5] = f"{gains['prefill']['measured']['median'] / gains['prefill']['flops']:.2f}"
@@ -201,10 +215,10 @@ def answer_lines(part: Result) -> list[str]:
         rows = {row["name"]: row for row in part["rows"] if row["batch"] == batch}
         eager, attention = rows[EAGER], rows[EAGER_ATTENTION]
         for name, row in rows.items():
-            own = row["answer"]["median"]
-            gain = row["gains"].get("answer")
+            own = row["seconds"]["answer"]["median"]
+            gain = row["times_faster"].get("answer")
             times = [1.0 if gain is None else gain["measured"]["median"]]
-            times += [other["answer"]["median"] / own for other in (eager, attention)]
+            times += [other["seconds"]["answer"]["median"] / own for other in (eager, attention)]
             known = PUBLISHED.get(name.partition(" ")[0])
             cells = [name, str(batch), f"{1e3 * own:.1f}", *(f"{value:.2f}" for value in times)]
             lines.append(f"| {' | '.join([*cells, '' if known is None else f'{known:.2f}'])} |")
@@ -220,11 +234,10 @@ def draw(part: Result, path: Path) -> None:
         for index, method in enumerate(METHODS):
             rows = [row for row in part["rows"] if row["batch"] == batch and row["name"].startswith(method)]
             kept = [int(row["name"].split()[1]) for row in rows]
-            gains = [row["gains"]["prefill"] for row in rows]
-            axes.plot(
-                kept, [gain["measured"]["median"] for gain in gains], "o-", color=f"C{index}", label=method
-            )
-            axes.plot(kept, [gain["flops"] for gain in gains], "--", color=f"C{index}", alpha=0.6)
+            gains = [row["times_faster"]["prefill"] for row in rows]
+            colour = COLOURS[index]
+            axes.plot(kept, [gain["measured"]["median"] for gain in gains], "o-", color=colour, label=method)
+            axes.plot(kept, [gain["flops"] for gain in gains], "--", color=colour, alpha=0.6)
         axes.set(title=f"batch {batch}", xlabel="visual tokens kept", ylim=(0, None))
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("prefill, x faster (dashed: FLOPs)")
@@ -245,8 +258,16 @@ def write_page(result: Result, document: Path) -> None:
         raise FovealError(f"{document} lacks the lines {BEGIN!r} and {END!r} that the section goes between")
     text = "\n".join([before + BEGIN, "", *page(result), "", END + after])
     document.write_text(text, encoding="utf-8")
-    if "prefill" in result:
-        draw(result["prefill"], document.parent / PICTURE)
+    prefills = parts(result, "prefill")
+    if prefills:
+        draw(prefills, document.parent / PICTURE)
+
+
+def release() -> None:
+    """Give back the memory of a part: compiled steps hold on to their models, and those to each other."""
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -254,22 +275,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=list(PARTS), help="this half; the other is left as it was")
+    parser.add_argument("--only", choices=PARTS, help="this part, even if it was measured before")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on the CPU")
     parser.add_argument("--page", action="store_true", help="only write docs/efficiency.md from the result")
     parser.add_argument("--out", type=Path, help=f"the result file; default: {RESULT.name}, of --tiny none")
     options = parser.parse_args()
     logging.set_verbosity_error()
-    random.seed(0)
     out = options.out or (None if options.tiny else RESULT)
     result: Result = json.loads(out.read_text()) if out is not None and out.exists() else {}
     if options.page:
         write_page(result, PAGE)
         return
-    for name in [options.only] if options.only else PARTS:
-        result[name] = record(PARTS[name](tiny=options.tiny))
+    missing = [part for part in (PARTS[::2] if options.tiny else PARTS) if part not in result]
+    for part in [options.only] if options.only else missing:
+        start = time.perf_counter()
+        result[part] = record(measured(part, tiny=options.tiny))
+        release()
         if out is not None:
             write_json(out, result)
+        print(f"{part}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     print("\n".join(page(result)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,12 @@ def test_a_page_without_marks(gpu: Any, tmp_path: Path) -> None:
 
 def test_prefills_on_the_page(gpu: Any, document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "METHODS", ("dart", "visionzip"))
-    result = json.loads(json.dumps({"prefill": record(gpu.prefill(tiny=True))}))
+    result = json.loads(json.dumps({"prefill-1": record(gpu.measured("prefill-1", tiny=True))}))
     gpu.write_page(result, document)
     text = document.read_text()
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert [row[0] for row in rows] == ["| plain", "| dart 36", "| visionzip 36"]
-    bound = result["prefill"]["rows"][1]["gains"]["prefill"]["flops"]
+    bound = result["prefill-1"]["rows"][1]["times_faster"]["prefill"]["flops"]
     assert rows[1][4].endswith(f" of {bound:.2f}")
     assert (document.parent / gpu.PICTURE).stat().st_size > 10_000
 
@@ -69,7 +70,7 @@ def test_prefills_on_the_page(gpu: Any, document: Path, monkeypatch: pytest.Monk
 def test_answers_on_the_page(gpu: Any) -> None:
     def row(name: str, seconds: float, gain: float | None) -> dict[str, Any]:
         gains = {} if gain is None else {"answer": {"measured": {"median": gain}}}
-        return {"name": name, "batch": 1, "answer": {"median": seconds}, "gains": gains}
+        return {"name": name, "batch": 1, "seconds": {"answer": {"median": seconds}}, "times_faster": gains}
 
     rows = [
         row("plain", 0.2, None),
@@ -82,10 +83,57 @@ def test_answers_on_the_page(gpu: Any) -> None:
     assert "| dart 64 | 1 | 100.0 | 2.10 | 3.00 | 4.00 | 1.48 |" in lines
 
 
+def test_a_run_that_was_stopped_goes_on(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, asked = tmp_path / "gpu.json", []
+
+    def measured(part: str, *, tiny: bool) -> str:
+        asked.append(part)
+        if asked == ["prefill-1", "prefill-8", "answers-1"]:
+            raise KeyboardInterrupt
+        return part
+
+    monkeypatch.setattr(gpu, "measured", measured)
+    monkeypatch.setattr(gpu, "record", lambda part: {"of": part})
+    monkeypatch.setattr(gpu, "page", lambda _result: [])
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--out", str(out)])
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main()
+    assert list(json.loads(out.read_text())) == ["prefill-1", "prefill-8"]
+    gpu.main()
+    assert asked[3:] == ["answers-1", "answers-8"]
+    assert list(json.loads(out.read_text())) == list(gpu.PARTS)
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--only", "prefill-8", "--out", str(out)])
+    gpu.main()
+    assert asked[5:] == ["prefill-8"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_a_parts_memory_is_given_back(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "METHODS", ("dart",))
+    built: list[Any] = []
+    build = gpu.build
+
+    def noting(*arguments: Any, **options: Any) -> Any:
+        work = build(*arguments, **options)
+        built.append(weakref.ref(work.model))
+        return work
+
+    monkeypatch.setattr(gpu, "build", noting)
+    gpu.measured("prefill-1", tiny=True)
+    gpu.release()
+    assert built[0]() is None
+
+
+def test_batches_stand_on_one_page(gpu: Any) -> None:
+    found = {f"prefill-{batch}": {"setting": 1, "rows": [batch]} for batch in (1, 8)}
+    assert gpu.parts({**found, "answers-1": {"rows": [0]}}, "prefill") == {"setting": 1, "rows": [1, 8]}
+    assert gpu.parts(found, "answers") == {}
+
+
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_answers_compiled(gpu: Any) -> None:
-    rows = gpu.answers(tiny=True).rows
+    rows = gpu.measured("answers-1", tiny=True).rows
     assert [row.name for row in rows] == ["plain", "dart 64", gpu.EAGER, gpu.EAGER_ATTENTION]
 
 

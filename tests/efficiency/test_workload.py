@@ -85,8 +85,8 @@ def test_a_random_text_tower_reads_the_question() -> None:
     work = build(None, [foveal.TRIM(keep=9)], random_weights=True)
     assert work.text_tower is not None
     assert work.load.question == 16
+    assert work.question is None  # it is read off the prompt
     with foveal.compress(work.model, foveal.TRIM(keep=9), text_tower=work.text_tower) as run:
-        run.questions = [str(work.question)]
         work.model.generate(**work.sample, max_new_tokens=1)
     assert len(run.kept[0]) == 9
 
@@ -104,6 +104,23 @@ def test_too_little_memory_is_refused_before_anything_is_built(monkeypatch: Any)
     monkeypatch.setattr(workload, "_random_model", nothing)
     with pytest.raises(FovealError, match=r"needs 1\d\.\d GiB with batch 1, but cpu has 12.0 free: pass"):
         build("llava-hf/llava-1.5-7b-hf", random_weights=True, dtype=torch.bfloat16)
+
+
+def test_a_batch_that_does_not_fit_beside_a_loaded_model(monkeypatch: Any) -> None:
+    monkeypatch.setattr(workload, "free_memory", lambda device: 2**30)
+    build(None, load=Load(batch=8))
+    with pytest.raises(
+        FovealError, match=r"the bundled model needs .* GiB more with batch 9999, but cpu has 1.0"
+    ):
+        build(None, load=Load(batch=9999))
+
+
+@pytest.mark.parametrize("visual", [100, (5, 20)])
+def test_a_processor_makes_its_own_number_of_tokens(visual: Any) -> None:
+    with pytest.raises(FovealError, match="makes 144 visual tokens of a picture of 640 x 480, not 100"):
+        of_model(vlm.model(), vlm.processor(), name="tiny", load=Load(visual=visual))
+    work = of_model(vlm.model(), vlm.processor(), name="tiny", load=Load(visual=(12, 12)))
+    assert work.load.visual == (12, 12)
 
 
 def test_no_gpu() -> None:

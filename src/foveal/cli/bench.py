@@ -70,7 +70,14 @@ def bench(
         str | None, typer.Option(help="`cpu` or `cuda`. Default: the GPU if there is one.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the CPU. Default: torch's.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; every case runs once in each.")] = 9,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rounds that count; every case runs once in each. Default: what 15 seconds hold, 9 to 61.",
+            show_default=False,
+        ),
+    ] = None,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -95,6 +102,9 @@ def bench(
     make faster is said in words. Several values of `--method`, `--keep`, `--batch` and `--concurrency` are separated by
     spaces or commas.
 
+    Behind "±" is what the clock cannot tell (95 %), and "noise" where that is all there is to a gain. Bounds are what
+    FLOPs, this machine, and the model's own layers allow: docs/efficiency.md.
+
     Examples:
     - `foveal bench`
     - `foveal bench --method dart fastv visionzip --keep 32 16 --batch 1 4 --out bench`
@@ -111,8 +121,14 @@ def bench(
         torch.set_num_threads(threads)
     methods = _methods(method, keep, layer, option or [])
     batches, asking = _whole("batch", batch), _whole("concurrency", concurrency or "")
+    if not methods:
+        raise FovealError(
+            f"--method {method}: the plain model is always there; name a method, see foveal list"
+        )
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _quiet()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     tokens = None if visual is None else parse_visual(visual)
     work = workload(
         model,
@@ -175,10 +191,13 @@ def _device(name: str) -> Any:
 
 
 def _quiet() -> None:
-    from transformers.utils import logging
+    import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 @contextmanager
@@ -201,18 +220,13 @@ def _write(report: Report, folder: Path) -> None:
     from foveal.efficiency.bench_report import record
     from foveal.evaluation import write_json
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "bench.json", record(report))
     plot(report, folder)
 
 
 def _print(report: Report, out: Path | None) -> None:
-    from foveal.cli.bench_tables import print_gains, print_parts, print_throughput, print_verdicts
+    from foveal.cli.bench_tables import print_report
 
-    print_parts(report)
-    print_gains(report)
-    if report.throughput:
-        print_throughput(report)
-    print_verdicts(report)
+    print_report(report)
     if out is not None:
         screen().print(f"bench.json and pictures: {out}", style="dim", markup=False, soft_wrap=True)

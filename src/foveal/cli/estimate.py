@@ -16,7 +16,7 @@ from foveal.errors import FovealError
 if TYPE_CHECKING:
     from foveal.compressors import Compressor
     from foveal.efficiency.reasons import Setting
-    from foveal.efficiency.returns import Case, Point
+    from foveal.efficiency.returns import Case, Point, Serving
 
 __all__ = ["estimate"]
 
@@ -165,6 +165,7 @@ def _as_json(setting: Setting, notes: list[str]) -> dict[str, Any]:
     from foveal.cli.estimate_papers import as_papers_count
     from foveal.efficiency.reasons import reasons
     from foveal.efficiency.returns import QUANTITIES, area, curve, ladder, paying_batch, serving
+    from foveal.efficiency.units import hardware_record
 
     case, method = setting.case, setting.method
     budgets = ladder(case.visual)
@@ -173,19 +174,21 @@ def _as_json(setting: Setting, notes: list[str]) -> dict[str, Any]:
     return {
         "method": method.card.name if method.card else type(method).__name__,
         "options": method.options(),
-        "hardware": asdict(case.hardware),
+        "hardware": hardware_record(case.hardware),
         "load": asdict(case.load),
         "plain": _point(setting.plain),
         "compressed": _point(setting.compressed),
-        "faster": _faster(setting),
+        "times_faster": _faster(setting),
         "as_papers_count": {
             name: dict(zip(both, values, strict=True)) for name, values in as_papers_count(setting).items()
         },
         "paying_batch": paying_batch(case, method),
-        "serving": {name: asdict(serving(case, one)) for name, one in both.items()},
-        "areas": {name: None if found is None else asdict(found) for name, found in areas.items()},
+        "serving": {name: _serving(serving(case, one)) for name, one in both.items()},
+        "areas_visual_tokens": {
+            name: None if found is None else asdict(found) for name, found in areas.items()
+        },
         "curve": [
-            {"keep": keep, "visual": point.visual, **{n: q(point) for n, q in QUANTITIES.items()}}
+            {"keep": keep, "visual_tokens": point.visual, **_returned(point)}
             for keep, point in zip(budgets, curve(case, method, budgets), strict=True)
         ],
         "reasons": [asdict(reason) for reason in reasons(setting)],
@@ -194,13 +197,21 @@ def _as_json(setting: Setting, notes: list[str]) -> dict[str, Any]:
 
 
 def _point(point: Point) -> dict[str, Any]:
-    cost, times = point.cost, point.times
-    sums = ("prefill", "first_token", "total", "average_visual", "memory")
-    seconds = ("prefill", "first_token", "next_token", "answer")
-    return {
-        "cost": {**asdict(cost), **{name: getattr(cost, name) for name in sums}},
-        "seconds": {**asdict(times), **{name: getattr(times, name) for name in seconds}},
-    }
+    from foveal.efficiency.units import cost_record, times_record
+
+    return {**cost_record(point.cost), "seconds": times_record(point.times)}
+
+
+def _serving(found: Serving) -> dict[str, float]:
+    return {"batch": found.batch, "answers_per_second": found.rate}
+
+
+def _returned(point: Point) -> dict[str, float]:
+    """What a budget leaves until the first token."""
+    from foveal.efficiency.returns import QUANTITIES
+
+    names = {"flops": "flops", "time": "seconds", "cache": "cache_bytes"}
+    return {names[name]: quantity(point) for name, quantity in QUANTITIES.items()}
 
 
 def _faster(setting: Setting) -> dict[str, float | None]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["print_estimate", "title_of"]
 
 _NOTHING_GAINED = 1.1  # times faster: less than this is nothing
-_BAR = 12
+_BAR, _NARROW = 12, 72  # columns of a bar; a narrower terminal has no room for them
 
 
 def print_estimate(setting: Setting, *, name: str, dtype: str, notes: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ def print_estimate(setting: Setting, *, name: str, dtype: str, notes: Sequence[s
     _print_areas(console, setting)
     for note in (
         *notes,
-        "times are lower bounds: products at the peak, or bytes at the bandwidth",
+        "times are lower bounds: FLOPs at the peak, or bytes at the bandwidth",
         *_unknown(setting),
     ):
         console.print(note, style="dim", markup=False, soft_wrap=True)
@@ -172,7 +172,7 @@ def _print_reasons(console: Console, setting: Setting) -> None:
     pays = paying_batch(setting.case, setting.method)
     when = f"from batch {pays} on" if pays else "at no batch"
     console.print(
-        f"It pays {when}: there the prefill gains 90 % of what its products alone allow.", soft_wrap=True
+        f"It pays {when}: there the prefill gains 90 % or more of what its FLOPs allow.", soft_wrap=True
     )
     before, after = setting.plain.times, setting.compressed.times
     gained = max(before.first_token / after.first_token, before.answer / after.answer)
@@ -214,7 +214,8 @@ def _share(
 
     value, whole = QUANTITIES[name](point), QUANTITIES[name](setting.plain)
     word = "" if found is None else found.of(point.visual)
-    return write(value), "█" * round(_BAR * min(value / whole, 1)), word
+    length = _BAR if screen().width >= _NARROW else 0
+    return write(value), "█" * round(length * min(value / whole, 1)), word
 
 
 def _print_areas(console: Console, setting: Setting) -> None:
@@ -231,7 +232,10 @@ def _print_areas(console: Console, setting: Setting) -> None:
 def _unknown(setting: Setting) -> Iterator[str]:
     if setting.compressed.cost.selection is None:
         yield "what choosing tokens costs is not known of this method, and left out"
-    if setting.plain.cost.memory > setting.case.hardware.memory * 2**30:
+    room = setting.case.hardware.memory * 2**30
+    if setting.compressed.cost.memory > room:
+        yield f"this does not fit into the memory of {setting.case.hardware.name}, compressed or not"
+    elif setting.plain.cost.memory > room:
         yield f"the plain model does not fit into the memory of {setting.case.hardware.name}"
 
 
@@ -254,7 +258,7 @@ def _byte(value: float) -> str:
 
 
 def _gib(value: float) -> str:
-    return f"{value / 2**30:.3g} GiB"
+    return f"{value / 2**30:.3g} GiB" if value >= 2**30 else f"{value / 2**20:.3g} MiB"
 
 
 def _second(value: float) -> str:

@@ -24,11 +24,14 @@ from foveal.efficiency.gains import (
 from foveal.efficiency.hardware import Hardware
 from foveal.efficiency.roofline import Times
 from foveal.efficiency.timeline import HEAD, PARTS, REST, layer_part
+from foveal.efficiency.units import hardware_record
 from foveal.evaluation.provenance import provenance
 
-__all__ = ["PLAIN", "Report", "Row", "Throughput", "make_row", "record", "verdict"]
+__all__ = ["PLAIN", "SEED", "Report", "Row", "Throughput", "make_row", "record"]
 
 PLAIN = "plain"
+SEED = 0
+"""Of the order in which cases take their turns."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Row:
     Attributes:
         name: of the case.
         batch: samples at once.
+        rounds: that its medians are of.
         method: its options; None of the plain model.
         visual: visual tokens of an image, by decoder layer.
         first_token: time to first token, from the model's inputs on.
@@ -47,14 +51,16 @@ class Row:
             before the inputs.
         layers: medians of the prefill by decoder layer.
         memory: bytes beside the weights at the peak.
-        least: the roofline's seconds for `parts`, and bytes of cache and activations as "memory".
+        least: the roofline's seconds, by part and for the first token, the next and the answer.
+        least_memory: bytes of cache and activations.
         gains: over the plain model, by what was gained; none of the plain model.
         ceiling: how many times earlier the first token can be if what the method touches cost nothing.
-        explanation: why it is not as early as FLOPs promise; empty without a method.
+        explanation: why it is not as early as FLOPs promise, a clause a reason; empty without a method.
     """
 
     name: str
     batch: int
+    rounds: int
     method: dict[str, Any] | None
     visual: tuple[int, ...]
     first_token: Spread
@@ -64,9 +70,10 @@ class Row:
     layers: list[float]
     memory: int | None
     least: dict[str, float]
+    least_memory: int
     gains: dict[str, Gain] = field(default_factory=dict)
     ceiling: float | None = None
-    explanation: str = ""
+    explanation: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,7 @@ def make_row(
     row = Row(
         name=name,
         batch=batch,
+        rounds=len(own.answer),
         method=None if method is None else method.options(),
         visual=costs[name].visual,
         first_token=spread(own.first_token),
@@ -137,7 +145,8 @@ def make_row(
         parts={PREPROCESSING: preprocessing} | own.medians(),
         layers=[own.part(layer_part(index)) for index in range(len(rows))],
         memory=own.memory,
-        least=_least(costs[name], times[name]),
+        least=_least(times[name]),
+        least_memory=max(costs[name].peak, sum(costs[name].cache_at_end)),
     )
     if name == PLAIN:
         return row
@@ -148,42 +157,58 @@ def make_row(
         row,
         gains=gains,
         ceiling=ceiling(untouched(plain, own, preprocessing)),
-        explanation="" if method is None else explanation(plain, own, gains, preprocessing),
+        explanation=() if method is None else explanation(plain, own, gains, preprocessing),
     )
 
 
-def _least(bound: Cost, times: Times) -> dict[str, float]:
-    """The roofline by part, and the bytes of cache and activations."""
+def _least(times: Times) -> dict[str, float]:
+    """The roofline by part and moment."""
     parts = {part: getattr(times, part.replace(" ", "_")) for part in PARTS if part not in (HEAD, REST)}
     whole = {name: getattr(times, name) for name in (PREFILL, "first_token", "next_token", "answer")}
-    return {**parts, **whole, "memory": max(bound.peak, sum(bound.cache_at_end))}
+    return parts | whole
 
 
 def record(report: Report) -> dict[str, Any]:
-    """All that was measured, ready for JSON, with where it comes from."""
-    rows = []
-    for row in report.rows:
-        found = asdict(row)
-        for name, gain in row.gains.items():
-            found["gains"][name]["realised"] = gain.realised
-        rows.append(found)
+    """All that was measured, ready for JSON with units in its names, and where it comes from."""
     return {
         "setting": report.setting,
-        "machine": asdict(report.hardware),
-        "rows": rows,
-        "throughput": [asdict(each) for each in report.throughput],
-        **provenance(seed=0),
+        "machine": hardware_record(report.hardware),
+        "rows": [_row_record(row) for row in report.rows],
+        "throughput": [
+            {
+                "name": each.name,
+                "batch": each.batch,
+                "concurrency": each.concurrency,
+                "samples_per_second": asdict(each.samples),
+            }
+            for each in report.throughput
+        ],
+        **provenance(seed=SEED),
     }
 
 
-def verdict(row: Row) -> str:
-    """What was gained of what could be, and why not more, in words."""
-    gains = row.gains
-    first = gains["first_token"]
-    told = [f"first token {first.measured.median:.2f}x of the {first.flops:.2f}x that its FLOPs allow"]
-    told.append(f"prefill {gains['prefill'].measured.median:.2f}x of {gains['prefill'].flops:.2f}x")
-    if "next_token" in gains:
-        bound = gains["next_token"].roofline
-        told.append(f"next tokens {gains['next_token'].measured.median:.2f}x of {bound:.2f}x")
-    told.append(f"whole answer {gains['answer'].measured.median:.2f}x")
-    return f"{row.name}, batch {row.batch}: {', '.join(told)}; {row.explanation}"
+def _row_record(row: Row) -> dict[str, Any]:
+    following = None if row.next_token is None else asdict(row.next_token)
+    return {
+        "name": row.name,
+        "batch": row.batch,
+        "rounds": row.rounds,
+        "method": row.method,
+        "visual_tokens_by_layer": row.visual,
+        "seconds": {
+            "first_token": asdict(row.first_token),
+            "next_token": following,
+            "answer": asdict(row.answer),
+        },
+        "part_seconds": row.parts,
+        "layer_seconds": row.layers,
+        "memory_bytes": row.memory,
+        "least_seconds": row.least,
+        "least_memory_bytes": row.least_memory,
+        "times_faster": {
+            name: {**asdict(gain), "realised": gain.realised, "in_noise": gain.in_noise}
+            for name, gain in row.gains.items()
+        },
+        "first_token_ceiling": row.ceiling,
+        "explanation": row.explanation,
+    }

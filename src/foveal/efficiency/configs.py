@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -284,8 +285,13 @@ def read_config(source: str | None) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise FovealError(
             f"cannot read the config of {source!r}: pass a checkpoint's directory, a hub name that can be reached, or "
-            f"one whose shape is known ({', '.join(KNOWN)})"
+            f"one of the {len(KNOWN)} names whose shape is built in, such as {_like(source)}"
         ) from error
+
+
+def _like(name: str) -> str:
+    """The built-in name that is most like another."""
+    return max(KNOWN, key=lambda known: SequenceMatcher(None, name.lower(), known.lower()).ratio())
 
 
 def empty_model(config: Any) -> nn.Module:

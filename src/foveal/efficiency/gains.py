@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
+from math import comb
+from statistics import median
 
 from foveal.efficiency.cost import Cost
 from foveal.efficiency.roofline import Times
@@ -21,6 +22,7 @@ from foveal.efficiency.timeline import HEAD, PARTS, PROJECTOR, REST, SELECTION, 
 __all__ = [
     "PREFILL",
     "PREPROCESSING",
+    "SURE_ROUNDS",
     "Gain",
     "Seen",
     "Spread",
@@ -35,23 +37,41 @@ __all__ = [
 
 PREPROCESSING, PREFILL = "preprocessing", "prefill"
 _SMALL = 0.02  # of the time to first token: not worth a word
+_CONFIDENCE = 0.95
+SURE_ROUNDS = 6
+"""Fewer values than these have no interval of 95 %."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A median, and the quartiles around it."""
+    """A median, and the interval that the true one lies in with 95 % confidence."""
 
     median: float
     low: float
     high: float
 
+    @property
+    def noise(self) -> float:
+        """How far the true median may be away."""
+        return max(self.median - self.low, self.high - self.median)
+
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of one or more values."""
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    low, middle, high = quantiles(values, n=4, method="inclusive")
-    return Spread(middle, low, high)
+    """Of one or more values.
+
+    The interval assumes nothing of how they are distributed: it leaves out as many values at either end as a fair coin
+    would hardly put there. Fewer than six values leave none out, and are less sure than 95 %.
+    """
+    ordered, left_out = sorted(values), 0
+    while 2 * _tail(left_out, len(ordered)) <= 1 - _CONFIDENCE:
+        left_out += 1
+    first = max(left_out - 1, 0)
+    return Spread(median(ordered), ordered[first], ordered[-1 - first])
+
+
+def _tail(most: int, count: int) -> float:
+    """The chance that at most so many of the values lie on one side of the true median."""
+    return sum(comb(count, number) for number in range(most + 1)) * 0.5**count
 
 
 @dataclass(frozen=True)
@@ -88,7 +108,7 @@ class Gain:
     """How many times faster than the plain model.
 
     Attributes:
-        measured: medians and quartiles over rounds, each compared with the same round's plain model.
+        measured: over rounds, each compared with the same round's plain model.
         flops: the bound by FLOPs; None of decode steps, which memory bounds.
         roofline: the bound on this machine.
         own_layers: of a prefill, the bound by this run's own layers.
@@ -98,6 +118,11 @@ class Gain:
     flops: float | None
     roofline: float
     own_layers: float | None = None
+
+    @property
+    def in_noise(self) -> bool:
+        """Whether the clock cannot tell it from no difference at all."""
+        return self.measured.low <= 1 <= self.measured.high
 
     @property
     def realised(self) -> float:
@@ -184,36 +209,37 @@ def ceiling(shares: Mapping[str, float]) -> float:
     return 1 / left if left else float("inf")
 
 
-def explanation(plain: Seen, seen: Seen, gains: Mapping[str, Gain], preprocessing: float) -> str:
-    """Why the first token is not as much earlier as FLOPs promise, in one sentence."""
+def explanation(plain: Seen, seen: Seen, gains: Mapping[str, Gain], preprocessing: float) -> tuple[str, ...]:
+    """Why the first token is not as much earlier as FLOPs promise, a clause a reason."""
     shares = untouched(plain, seen, preprocessing)
     names = sorted(shares, key=lambda name: -shares[name])
-    gain, reasons = gains["first_token"], []
+    reasons = []
     if names:
         told = _listed([_WORDS[name] for name in names])
         many = "are" if len(names) > 1 else "is"
         reasons.append(
-            f"{told} {many} {100 * sum(shares.values()):.0f} % of the time {_since(preprocessing)} the first token, "
-            f"untouched: at most {ceiling(shares):.1f}x"
+            f"{told} {many} {100 * sum(shares.values()):.0f} % of the time {_since(preprocessing)} the first token and "
+            f"{'stay' if len(names) > 1 else 'stays'}: {ceiling(shares):.1f}x at most"
         )
     whole = sum(plain.medians().values()) + preprocessing
     added = [(SELECTION, seen.part(SELECTION)), (TEXT_TOWER, seen.part(TEXT_TOWER))]
-    reasons += [f"{name} adds {100 * s / whole:.0f} %" for name, s in added if s / whole > _SMALL]
+    reasons += [f"{_WORDS[name]} adds {100 * s / whole:.0f} %" for name, s in added if s / whole > _SMALL]
     own, flops = gains["prefill"].own_layers, gains["prefill"].flops
     if own is not None and flops is not None and own < 0.95 * flops:
         reasons.append(
-            f"layers work less well on fewer rows: the prefill can be {own:.1f}x, not {flops:.1f}x"
+            f"layers are less efficient on fewer rows: here the prefill can be {own:.2f}x, not the {flops:.2f}x of its "
+            "FLOPs"
         )
-    if not reasons:
-        return f"{gain.measured.median:.2f}x is what the FLOPs allow"
-    return "; ".join(reasons)
+    return tuple(reasons)
 
 
 _WORDS = {
     PREPROCESSING: "preprocessing",
-    TOWER: "tower",
-    PROJECTOR: "projector",
-    REST: "all around the model",
+    TOWER: "the vision tower",
+    PROJECTOR: "the projector",
+    REST: "what runs around the model's parts",
+    SELECTION: "choosing tokens",
+    TEXT_TOWER: "the text tower",
 }
 
 

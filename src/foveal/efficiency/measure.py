@@ -9,12 +9,16 @@ requests are `model.generate`, timed from the model's inputs to each token's arr
 prefills of their own, so that watching them does not slow the others. The bound by this run's own layers takes plain
 prompts of as many rows as each method leaves, in the same rounds.
 
+With compilation the static cache of a case and batch is made once and emptied between requests, outside of what is
+timed: CUDA graphs are recorded for one place in memory.
+
 On a GPU a "thread" of concurrent requests overlaps the host's work only: all share one stream.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +32,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CompileConfig, GenerationConfig
+from transformers import CompileConfig, GenerationConfig, StaticCache
 
 from foveal.compression import Run, attach
 from foveal.compressors import Compressor
-from foveal.efficiency.bench_report import PLAIN, Report, Row, Throughput, make_row
+from foveal.efficiency.bench_report import PLAIN, SEED, Report, Row, Throughput, make_row
 from foveal.efficiency.cost import cost
 from foveal.efficiency.gains import PREPROCESSING, Seen, spread
 from foveal.efficiency.hardware import Hardware, measured
@@ -42,10 +46,15 @@ from foveal.efficiency.timeline import Clock, Stamps, Timeline, layer_part, watc
 from foveal.efficiency.workload import Workload, needs_text
 from foveal.errors import FovealError
 
-__all__ = ["Case", "measure", "same_weights"]
+__all__ = ["Case", "load_average", "measure", "same_weights"]
 
 _GRAPHS = 256  # compiled steps that may be kept: one a case and batch
-_TURNS, _REQUESTS = 3, 2  # at each number of threads, and of each thread
+_TURNS, _REQUESTS = 6, 2  # at each number of threads, and of each thread
+_FEWEST, _MOST, _SECONDS = (
+    9,
+    61,
+    15.0,
+)  # rounds where nobody says how many: what fits into the time of a batch
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def measure(
     *,
     batches: Sequence[int] = (1,),
     concurrency: Sequence[int] = (),
-    rounds: int = 7,
+    rounds: int | None = None,
     compiled: bool = False,
     processor_time: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -85,7 +94,8 @@ def measure(
         methods: by name. The plain model is always there, first.
         batches: samples of a request.
         concurrency: numbers of threads that ask at the same time.
-        rounds: that count; one or two before them do not.
+        rounds: that count; one before them, three with compilation, does not. None for as many as take 15 s a batch, 9
+            to 61.
         compiled: decode with a static cache and compiled steps, plain model included.
         processor_time: count this thread's processor time instead of the wall's, where other programs disturb the
             clock; CPU with one thread only.
@@ -99,13 +109,14 @@ def measure(
         case = given if isinstance(given, Case) else Case(given)
         cases[name] = replace(case, compiled=compiled) if case.compiled is None else case
     _check(work, cases, batches, concurrency, rounds, processor_time)
+    load = load_average()
     read = time.thread_time if processor_time else time.perf_counter
     hardware = measured(work.device, work.model.dtype, read)
     rows: list[Row] = []
     throughput: list[Throughput] = []
     with ExitStack() as undo:
         bench = _Bench(work, cases, Clock(work.device, read), undo)
-        done = _counting(progress, len(batches) * (rounds + bench.warm + len(concurrency)))
+        done = _Progress(progress, len(batches) * ((rounds or _MOST) + bench.warm + len(concurrency)))
         for batch in batches:
             rows += bench.rows(batch, rounds, hardware, done)
             throughput += bench.concurrent(batch, concurrency, done)
@@ -117,11 +128,19 @@ def measure(
         "text": work.load.text,
         "visual": work.load.visual,
         "answer": work.load.answer,
-        "rounds": rounds,
         "compiled": compiled,
+        "load_average_before": load,
         "clock": "this thread's processor time" if processor_time else "wall",
     }
     return Report(setting, hardware, rows, throughput)
+
+
+def load_average() -> float | None:
+    """How many programs wanted a core in the last minute, on average; None where nobody says."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
 
 
 def same_weights(model: Any) -> Any:
@@ -135,27 +154,35 @@ def _check(
     cases: Mapping[str, Case],
     batches: Sequence[int],
     concurrency: Sequence[int],
-    rounds: int,
+    rounds: int | None,
     processor_time: bool,
 ) -> None:
     if not batches or min(batches) < 1:
         raise FovealError(f"batches {list(batches)}: pass sizes of at least 1")
     if concurrency and min(concurrency) < 1:
         raise FovealError(f"concurrency {list(concurrency)}: pass numbers of at least 1")
-    if rounds < 1:
+    if rounds is not None and rounds < 1:
         raise FovealError(f"rounds={rounds} must be at least 1")
     if processor_time and (work.device.type != "cpu" or torch.get_num_threads() > 1 or concurrency):
         raise FovealError(
             "processor time counts one thread on the CPU: pass --threads 1 without --concurrency, or the wall's clock"
         )
+    if concurrency and work.device.type == "cuda" and any(case.compiled for case in cases.values()):
+        raise FovealError("CUDA graphs belong to one thread: leave out --concurrency or --compile")
     for case in cases.values():
         cost(work.shape, case.method, work.load)  # refuses what cannot be
 
 
-def _counting(progress: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
-    """To be called at each step of so many."""
-    done = iter(range(1, total + 1))
-    return (lambda: None) if progress is None else (lambda: progress(next(done), total))
+class _Progress:
+    """To be called at each step of so many; it may turn out that there are fewer."""
+
+    def __init__(self, report: Callable[[int, int], None] | None, total: int) -> None:
+        self._report, self.total, self._done = report, total, 0
+
+    def __call__(self) -> None:
+        self._done += 1
+        if self._report is not None:
+            self._report(self._done, self.total)
 
 
 class _Subject:
@@ -163,6 +190,7 @@ class _Subject:
 
     def __init__(self, work: Workload, case: Case, undo: ExitStack, timeline: Timeline | None = None) -> None:
         self.case, self.model = case, same_weights(work.model)
+        self._caches: dict[int, StaticCache] = {}
         self.model.generation_config.eos_token_id = None  # every answer is as long as asked for
         if self.model.generation_config.pad_token_id is None:
             self.model.generation_config.pad_token_id = 0
@@ -183,25 +211,47 @@ class _Subject:
         undo.callback(run.detach)
         return run
 
-    def generate(self, inputs: dict[str, Tensor], tokens: int, stamps: Stamps | None = None) -> None:
-        """Answer with so many tokens each."""
+    def generate(
+        self,
+        inputs: dict[str, Tensor],
+        tokens: int,
+        stamps: Stamps | None = None,
+        cache: StaticCache | None = None,
+    ) -> None:
+        """Answer with so many tokens each; compiled steps use `cache`, or one of their own."""
         if self._run is not None and self._question is not None:
             self._run.questions = [self._question] * len(inputs["input_ids"])
-        options: dict[str, Any] = {}
+        config = GenerationConfig(max_new_tokens=tokens, do_sample=False)
         if self.case.compiled and tokens > 1:
-            compiling = CompileConfig()
-            compiling._compile_all_devices = True  # type: ignore[assignment]
-            options = {"cache_implementation": "static", "compile_config": compiling}
-        config = GenerationConfig(max_new_tokens=tokens, do_sample=False, **options)
-        self.model.generate(**inputs, generation_config=config, streamer=stamps)
+            config.compile_config = CompileConfig()
+            config.compile_config._compile_all_devices = True
+            if cache is None:
+                config.cache_implementation = "static"
+        held = {} if cache is None else {"past_key_values": cache}
+        self.model.generate(**inputs, generation_config=config, streamer=stamps, **held)
+
+    def _cache(self, inputs: dict[str, Tensor], tokens: int) -> StaticCache | None:
+        """The empty static cache of this batch, for compiled steps."""
+        if not self.case.compiled or tokens == 1:
+            return None
+        batch, rows = inputs["input_ids"].shape
+        if batch not in self._caches:
+            config = self.model.config.get_text_config(decoder=True)
+            self._caches[batch] = StaticCache(config=config, max_cache_len=rows + tokens)
+        self._caches[batch].reset()
+        return self._caches[batch]
+
+    def forget(self) -> None:
+        """Give back what is kept between requests."""
+        self._caches.clear()
 
     def answer(self, work: Workload, batch: int, clock: Clock) -> list[float]:
         """Seconds from the inputs to each token of all samples; one by one they add up."""
         total = [0.0] * work.load.answer
         for inputs in self._lots(work, batch):
-            stamps = Stamps(clock)
+            stamps, cache = Stamps(clock), self._cache(inputs, work.load.answer)
             start = clock.settled()
-            self.generate(inputs, work.load.answer, stamps)
+            self.generate(inputs, work.load.answer, stamps, cache)
             total = [before + moment - start for before, moment in zip(total, stamps.seconds, strict=True)]
         return total
 
@@ -225,6 +275,7 @@ class _Bench:
     def __init__(self, work: Workload, cases: Mapping[str, Case], clock: Clock, undo: ExitStack) -> None:
         self.work, self.cases, self.clock = work, cases, clock
         self.timeline = Timeline(clock)
+        self.order = random.Random(SEED)
         compiled = any(case.compiled for case in cases.values())
         self.warm = 3 if compiled else 1
         if compiled:
@@ -236,19 +287,12 @@ class _Bench:
         self.subjects = {name: _Subject(work, case, undo) for name, case in cases.items()}
         self.watched = {name: _Subject(work, case, undo, self.timeline) for name, case in cases.items()}
 
-    def rows(self, batch: int, rounds: int, hardware: Hardware, done: Callable[[], None]) -> list[Row]:
+    def rows(self, batch: int, rounds: int | None, hardware: Hardware, done: _Progress) -> list[Row]:
         """Time all cases with this batch."""
         load = replace(self.work.load, batch=batch)
         costs = {name: cost(self.work.shape, case.method, load) for name, case in self.cases.items()}
         lengths = sorted({rows for each in costs.values() for rows in each.rows})
-        found: dict[Any, list[Any]] = {}
-        jobs = self._jobs(batch, lengths)
-        for number in range(self.warm + rounds):
-            for job in random.sample(list(jobs), len(jobs)):
-                value = jobs[job]()
-                if number >= self.warm:
-                    found.setdefault(job, []).append(value)
-            done()
+        found = self._rounds(self._jobs(batch, lengths), rounds, done)
         prices = {rows: self._price(found["layers", rows]) for rows in lengths}
         seen = {name: self._seen(name, found, batch) for name in self.cases}
         preprocessing = median(found[PREPROCESSING, ""]) if (PREPROCESSING, "") in found else 0.0
@@ -258,15 +302,36 @@ class _Bench:
             for name, case in self.cases.items()
         ]
 
-    def concurrent(
-        self, batch: int, concurrency: Sequence[int], done: Callable[[], None]
-    ) -> list[Throughput]:
+    def _rounds(
+        self, jobs: Mapping[Any, Callable[[], Any]], rounds: int | None, done: _Progress
+    ) -> dict[Any, list[Any]]:
+        """What each job found in every round that counts."""
+        found: dict[Any, list[Any]] = {job: [] for job in jobs}
+        start = time.perf_counter()
+        for _ in range(self.warm):
+            start = time.perf_counter()
+            self._round(jobs)
+            done()
+        if rounds is None:
+            fitting = int(_SECONDS / max(time.perf_counter() - start, 1e-9))
+            rounds = min(max(fitting, _FEWEST), _MOST)
+            done.total -= _MOST - rounds
+        for _ in range(rounds):
+            for job, value in self._round(jobs).items():
+                found[job].append(value)
+            done()
+        return found
+
+    def _round(self, jobs: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
+        return {job: jobs[job]() for job in self.order.sample(list(jobs), len(jobs))}
+
+    def concurrent(self, batch: int, concurrency: Sequence[int], done: _Progress) -> list[Throughput]:
         """Samples a second at each number of threads."""
         found = []
         for threads in concurrency:
             rates: dict[str, list[float]] = {name: [] for name in self.cases}
             for _ in range(_TURNS):
-                for name in random.sample(list(rates), len(rates)):
+                for name in self.order.sample(list(rates), len(rates)):
                     rates[name].append(self._rate(self.subjects[name], batch, threads))
             found += [Throughput(name, batch, threads, spread(values)) for name, values in rates.items()]
             done()
@@ -297,6 +362,7 @@ class _Bench:
         return [median(parts[layer_part(index)] for parts in rounds) for index in range(depth)]
 
     def _seen(self, name: str, found: Mapping[Any, list[Any]], batch: int) -> Seen:
+        self.subjects[name].forget()  # so that its memory is counted
         answers: list[list[float]] = found["answer", name]
         steps = [[later - earlier for earlier, later in pairwise(moments)] for moments in answers]
         return Seen(

@@ -81,9 +81,7 @@ class Case:
     @property
     def visual(self) -> int:
         """Visual tokens of an image."""
-        visual = self.load.visual
-        assert visual is not None
-        return visual if isinstance(visual, int) else visual[0] * visual[1]
+        return self.load.tokens
 
     def at(self, method: Compressor | None) -> Point:
         """What the load costs under a method; None for the plain model."""

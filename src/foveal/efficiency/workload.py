@@ -97,17 +97,20 @@ def workload(
     device, load = torch.device(device), replace(load or Load(), bytes=dtype.itemsize)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise FovealError("device cuda: this machine has no GPU that torch can use; pass cpu")
+    name = source or "the bundled model"
     if not random_weights:
         model, processor = load_checkpoint(source, device=device, dtype=dtype, compressed=False)
     else:
         config = read_config(source)
-        _refuse_memory(model_shape(empty_model(config)), methods, load, device)
+        shape = model_shape(empty_model(config))
+        _refuse_memory(name, shape, methods, _sized(shape, load), device, loaded=False)
         model, processor = _random_model(config, device, dtype), _own_processor(source)
     text_tower = None
     if any(needs_text(method) for method in methods):
-        text_tower = random_text_tower(model) if random_weights else TextTower.beside(model)
-    name = source or "the bundled model"
-    return of_model(model, processor, name=name, load=load, text_tower=text_tower)
+        text_tower = random_text_tower(model, processor) if random_weights else TextTower.beside(model)
+    work = of_model(model, processor, name=name, load=load, text_tower=text_tower)
+    _refuse_memory(name, work.shape, methods, replace(work.load, batch=load.batch), device, loaded=True)
+    return work
 
 
 def of_model(
@@ -123,7 +126,8 @@ def of_model(
         text_tower: for methods that read the question.
 
     Raises:
-        FovealError: nothing is known about the model's prompts.
+        FovealError: nothing is known about the model's prompts, or its processor makes another number of visual
+            tokens than was asked for.
     """
     shape, parts = model_shape(model), find_parts(model)
     load = replace(load, batch=1, images=1, bytes=model.dtype.itemsize)
@@ -135,6 +139,11 @@ def of_model(
         sample = dict(preprocess(1))
     ids = sample["input_ids"]
     visual = int((ids == parts.placeholders["image"]).sum())
+    if load.visual is not None and load.tokens != visual:
+        raise FovealError(
+            f"the processor of {name} makes {visual} visual tokens of a picture of {_PICTURE[0]} x {_PICTURE[1]}, not "
+            f"{load.tokens}: leave --visual out"
+        )
     if text_tower is not None:
         question = getattr(preprocess, "question", _ASKED)
         load = replace(load, question=len(text_tower.tokenizer([question])["input_ids"][0]))
@@ -168,16 +177,24 @@ def _sized(shape: ModelShape, load: Load) -> Load:
 
 
 def _refuse_memory(
-    shape: ModelShape, methods: Sequence[Compressor], load: Load, device: torch.device
+    name: str,
+    shape: ModelShape,
+    methods: Sequence[Compressor],
+    load: Load,
+    device: torch.device,
+    *,
+    loaded: bool,
 ) -> None:
-    room, load = free_memory(device), _sized(shape, load)
+    """Refuse a load that does not fit beside what is there; `loaded` if the weights are."""
+    room = free_memory(device)
     if room is None:
         return
-    needed = max(cost(shape, method, load).memory for method in (None, *methods))
+    costs = [cost(shape, method, load) for method in (None, *methods)]
+    needed = max(each.memory - loaded * sum(each.weights.values()) for each in costs)
     if needed > room:
         raise FovealError(
-            f"{shape.name} needs {needed / GIB:.1f} GiB with batch {load.batch}, but {device} has "
-            f"{room / GIB:.1f} free: pass a smaller batch, --dtype bfloat16, another device, or a smaller model"
+            f"{name} needs {needed / GIB:.1f} GiB{' more' if loaded else ''} with batch {load.batch}, but {device} "
+            f"has {room / GIB:.1f} free: pass a smaller batch, --dtype bfloat16, another device, or a smaller model"
         )
 
 
@@ -219,8 +236,12 @@ class _Words:
         return {"input_ids": [[begin] * (_QUESTION - 1) + [self.eos_token_id] for _ in texts]}
 
 
-def random_text_tower(model: nn.Module) -> TextTower:
+def random_text_tower(model: nn.Module, processor: Any = None) -> TextTower:
     """A text tower with random weights, of the size that belongs to the model's vision tower.
+
+    Args:
+        model: to read pictures for.
+        processor: of the model, if there is one, to read the question off its prompts.
 
     Raises:
         FovealError: no such pair is known.
@@ -236,7 +257,7 @@ def random_text_tower(model: nn.Module) -> TextTower:
     with weight.device:
         clip: Any = CLIPModel._from_config(empty.config, dtype=weight.dtype)
     end = empty.config.text_config.eos_token_id
-    return TextTower(clip, _Words(end), None).to(weight.device)
+    return TextTower(clip, _Words(end), processor).to(weight.device)
 
 
 # -------------------------------------------------------------------------------------------------------- prompts
