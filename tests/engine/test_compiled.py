@@ -81,3 +81,35 @@ def test_one_graph_for_all_prompts_and_no_stale_one(family: str, name: str, supp
             assert len(graphs) == count, "one graph for each set of hooks, none for another prompt"
     support(family, "compiled decode", worst)
     assert worst < TOLERANCE
+
+
+def test_layers_compiled_one_by_one() -> None:
+    """Hooks stay outside: rows are gathered between graphs, and prompts of other lengths need no new ones."""
+    model = families.model("llava")
+    inputs = [families.batch("llava", *BATCHES["batch 1"]), families.batch("llava", [1], [14])]
+    inputs += [families.batch("llava", [1], [17])]
+    plain = [_logits(model, batch) for batch in inputs]
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    layers = model.model.language_model.layers
+    counts = []
+    try:
+        for layer in layers:
+            layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True)
+        for batch, expected in zip(inputs, plain, strict=True):
+            assert torch.equal(_logits(model, batch), expected)
+            counts.append(len(graphs))
+    finally:
+        for layer in layers:
+            del layer.forward
+    assert counts[0] > 0
+    assert counts[1] == counts[2]
+
+
+def _logits(model: Any, batch: Any) -> Any:
+    with foveal.compress(model, foveal.DART(keep=5, layer=2)):
+        return model(**batch, use_cache=False).logits
