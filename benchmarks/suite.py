@@ -34,8 +34,9 @@ from transformers import LlamaConfig, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import foveal
-from foveal.evaluation import answering, write_json
+from foveal.evaluation import write_json
 from foveal.evaluation.provenance import provenance
+from foveal.suite import answering
 from foveal.suite.harness import run_suite
 from foveal.suite.scene_tasks import write_scene_tasks
 from shared import llava
