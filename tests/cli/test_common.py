@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from foveal import FovealError
-from foveal.cli.common import join_values, layer_option, make_method, parse_keep, split_values
+from foveal.cli.common import join_values, layer_option, make_method, split_values
 from foveal.compressors import DART, PyramidDrop, ToMe
 
 
@@ -30,14 +30,6 @@ def test_values_after_an_option_are_joined(words: str, joined: str) -> None:
 def test_what_is_joined_or_typed_is_split_again() -> None:
     assert split_values("48,,32, 16 9,48") == ["48", "32", "16", "9"]
     assert split_values(" , ") == []
-
-
-def test_budgets() -> None:
-    assert [parse_keep(text) for text in ("16", "0.25", "1/4", "auto")] == [16, 0.25, 0.25, "auto"]
-    assert isinstance(parse_keep("1.0"), float)
-    for text in ("x", "1/0", "", "Auto"):
-        with pytest.raises(FovealError, match="--keep"):
-            parse_keep(text)
 
 
 def test_a_layer_is_for_methods_that_have_one_to_choose() -> None:

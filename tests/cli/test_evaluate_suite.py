@@ -21,6 +21,7 @@ from support import suites, vlm
         (["--suite", "epic11"], "no suite or benchmark is called 'epic11'"),
         (["--suite", "epic10", "--tasks", "chess"], "--tasks chess: epic10 has vqav2, gqa"),
         (["--suite", "epic10", "--format", "word"], "--format word: pass one of table, markdown"),
+        (["--suite", "epic10", "--format", "csv", "--json"], "--json and --format csv: pass one of them"),
         (["--suite", "epic10", "--out", "rows.jsonl"], "--out rows.jsonl: a suite writes several files"),
         (["--suite", "epic10", "--questions", "mine.jsonl"], "--questions does not go with --suite"),
         (["--suite", "epic10", "--predictions", "all.jsonl"], "--predictions does not go with --suite"),

@@ -12,6 +12,8 @@ from typing import Any
 import datasets
 import lmms_eval.evaluator
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from huggingface_hub import constants
@@ -20,6 +22,7 @@ from loguru import logger
 import foveal
 from foveal.compression import attached
 from foveal.suite import answering
+from foveal.suite.benchmarks import BENCHMARKS
 from foveal.suite.harness import SuiteRun, run_suite
 from foveal.suite.lmms_environment import offline
 
@@ -143,6 +146,50 @@ def test_an_unreadable_picture_counts_as_wrong_and_is_named(
     others = {place: text for place, text in said(whole).items() if place[1] not in (2, 5)}
     assert others.items() <= said(run).items()
     assert run.extra["pope_accuracy"] == pytest.approx(100 * sum(answer.score for answer in run.answers) / 12)
+
+
+def spoilt(scenes: Path, folder: Path, column: str, spoil: Callable[[pa.Table], pa.Table]) -> Path:
+    """The data of a benchmark after something was done to its table."""
+    source = next((scenes / BENCHMARKS[column].folder).rglob("*.parquet"))
+    target = folder / source.relative_to(scenes)
+    target.parent.mkdir(parents=True)
+    pq.write_table(spoil(pq.read_table(source)), target)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("column", "spoil", "message"),
+    [
+        ("pope", lambda table: table.drop_columns(["answer"]), r"POPE: .*KeyError: 'answer'.*hf download"),
+        ("mme", lambda table: table.slice(1), r"MME: .*two questions about each picture.*hf download"),
+    ],
+)
+def test_data_that_cannot_be_scored_is_named_before_anything_is_asked(
+    loaded: tuple[Any, Any],
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    column: str,
+    spoil: Callable[[pa.Table], pa.Table],
+    message: str,
+) -> None:
+    monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", None)
+    data = spoilt(scenes, tmp_path, column, spoil)
+    with pytest.raises(foveal.FovealError, match=message):
+        run_suite(*loaded, [None], column, data, batch_size=8, progress=False)
+
+
+def test_why_the_hub_gave_nothing_is_said(
+    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        assert options["token"] is None, "public data needs no login"
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(foveal.FovealError, match=r"POPE: .*\(ConnectionError: no route to the hub\)"):
+        run_suite(*loaded, [None], "pope", tmp_path, online=True, progress=False)
 
 
 def test_data_that_lmms_eval_cannot_read_is_named(

@@ -88,7 +88,7 @@ def test_a_checkpoint_keeps_its_own_method_unless_another_is_asked_for(tmp_path:
         ("keep=64", "keep: belongs to a method"),
         ("method=none,layer=2", "layer: belongs to a method"),
         ("method=dart", "method=dart needs a budget"),
-        ("method=dart,keep=many", "many: pass a number of tokens"),
+        ("method=dart,keep=many", "^keep=many: pass a number of tokens"),
         ("method=dart,keep=16,colour=red", "colour"),
         ("method=magic,keep=16", "unknown method 'magic'"),
         ("method=dart,keep=16,layer=99", "layer=99"),

@@ -251,6 +251,24 @@ def test_other_settings_are_asked_anew(
     assert sum(asked) == 6
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model.generation_config, "repetition_penalty", 1.5),
+        lambda model: model.set_attn_implementation("eager"),
+        lambda model: model.lm_head.weight.data[7, 7].add_(1e-3),
+    ],
+)
+def test_another_model_is_asked_anew(
+    tmp_path: Path, asked: list[int], change: Callable[[Any], object]
+) -> None:
+    model = vlm.model()
+    answerer(model, log=tmp_path).answer([ask(0)])
+    change(model)
+    answerer(model, log=tmp_path).answer([ask(0)])
+    assert sum(asked) == 2
+
+
 def test_methods_that_read_the_question_get_it_without_template_or_system_prompt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

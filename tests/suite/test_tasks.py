@@ -28,8 +28,21 @@ def test_a_download_that_was_broken_off_is_noticed(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for part in (0, 2):
         (folder / f"validation-{part:05d}-of-00003-0a1b.parquet").touch()
-    with pytest.raises(FovealError, match="2 of the 3 parts of validation"):
+    with pytest.raises(FovealError, match="2 of the 3 parts of validation") as caught:
         task_config(BENCHMARKS["vqav2"], tmp_path)
+    assert BENCHMARKS["vqav2"].fetch(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and then nothing"])
+def test_half_a_file_is_noticed_before_anything_reads_it(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "POPE" / "data" / "test-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(
+        FovealError, match=r"test-00000-of-00001\.parquet is no whole parquet file: "
+    ) as caught:
+        task_config(BENCHMARKS["pope"], tmp_path)
+    assert BENCHMARKS["pope"].fetch(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foveal.budget import Budget, parse_keep
 from foveal.cli.common import (
-    Budget,
     LayerOption,
     ModelOption,
     layer_option,
     load_model,
     make_method,
-    parse_keep,
     print_json,
     screen,
 )

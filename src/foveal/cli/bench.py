@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foveal.budget import parse_keep
 from foveal.cli.common import (
     LayerOption,
     ModelOption,
     layer_option,
-    parse_keep,
     print_json,
     screen,
     split_values,

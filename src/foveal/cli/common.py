@@ -5,32 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import fields
-from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from foveal.budget import Budget
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
     from foveal.compressors import Compressor
 
 __all__ = [
-    "Budget",
     "LayerOption",
     "ModelOption",
     "join_values",
     "layer_option",
     "load_model",
     "make_method",
-    "parse_keep",
     "print_json",
     "screen",
     "split_values",
 ]
 
-Budget = int | float | Literal["auto"]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="A checkpoint's folder or hub name; the bundled model if left out."),
@@ -75,24 +72,6 @@ def join_values(arguments: Sequence[str], options: Collection[str]) -> list[str]
 def split_values(text: str) -> list[str]:
     """The values of an option that takes several, separated by commas or spaces; each once."""
     return list(dict.fromkeys(text.replace(",", " ").split()))
-
-
-def parse_keep(text: str) -> Budget:
-    """Read a number of tokens such as "16", a fraction of them such as "0.25" or "1/9", or "auto".
-
-    Raises:
-        FovealError: it is none of them.
-    """
-    if text == "auto":
-        return "auto"
-    try:
-        if "/" in text or "." in text:
-            return float(Fraction(text))
-        return int(text)
-    except (ValueError, ZeroDivisionError) as error:
-        raise FovealError(
-            f"--keep {text}: pass a number of tokens such as 16, a fraction such as 1/9, or auto"
-        ) from error
 
 
 def make_method(

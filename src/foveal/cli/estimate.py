@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.common import LayerOption, ModelOption, layer_option, parse_keep, print_json, screen
+from foveal.budget import parse_keep
+from foveal.cli.common import LayerOption, ModelOption, layer_option, print_json, screen
 from foveal.cli.load_options import method_options, parse_dtype, parse_visual
 from foveal.errors import FovealError
 

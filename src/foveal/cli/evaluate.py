@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foveal.budget import Budget, parse_keep
 from foveal.cli.common import (
-    Budget,
     LayerOption,
     ModelOption,
     load_model,
     make_method,
-    parse_keep,
     print_json,
     screen,
     split_values,
@@ -128,6 +127,8 @@ def evaluate(
         _refuse(
             {"--questions": questions, "--predictions": predictions}, "does not go with --suite: leave it out"
         )
+        if as_json and form not in (None, "json"):
+            raise FovealError(f"--json and --format {form}: pass one of them")
         evaluate_suite(
             [cell.compressor for cell in cells if not cell.refusal],
             SuiteOptions(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foveal.cli.common import Budget, screen
+from foveal.budget import Budget
+from foveal.cli.common import screen
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -6,9 +6,10 @@ processes. An answer is found again only by everything it depends on: weights, m
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import PreTrainedModel, ProcessorMixin
 
+from foveal.compressors import Compressor
 from foveal.errors import FovealError
 from foveal.evaluation.chat import Chat
 
-__all__ = ["AnswerLog", "Given", "digest", "weights_digest"]
+__all__ = ["AnswerLog", "Given", "digest", "method_digest", "setup_digest", "weights_digest"]
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,17 @@ class AnswerLog:
         return self._known.get(key)
 
     def add(self, answers: dict[str, Given]) -> None:
-        """Write the answers of a batch, in one piece."""
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write("".join(_line(key, answer) for key, answer in answers.items()))
+        """Write the answers of a batch in one piece, into which nothing of another run can come."""
+        lines = "".join(_line(key, answer) for key, answer in answers.items()).encode()
+        try:
+            with self._file.open("ab", buffering=0) as file:
+                file.write(lines)
+        except OSError as error:
+            raise FovealError(f"cannot keep answers in {self._file} ({error}): make room for them") from error
 
     def _read(self) -> Iterator[tuple[str, Given]]:
         for path in sorted(self.folder.glob("answers-*.jsonl")):
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8", errors="replace") as file:  # a letter may have been cut in two
                 yield from filter(None, map(_parsed, file))
 
 
@@ -125,19 +132,61 @@ def _text(part: dict[str, Any]) -> str | None:
     return None if isinstance(part.get("image"), Image.Image) else str(part["text"])
 
 
+def setup_digest(model: PreTrainedModel, processor: ProcessorMixin) -> str:
+    """A hash of what shapes an answer beside weights: configurations, chat template, tokens, attention, device."""
+    tokenizer: Any = getattr(processor, "tokenizer", processor)
+    config = model.config.to_dict()
+    described = [
+        {name: value for name, value in config.items() if name != "_name_or_path"},
+        model.generation_config.to_dict() if model.generation_config is not None else None,
+        model.config._attn_implementation,
+        model.device.type,
+        processor.to_dict(),
+        getattr(processor, "chat_template", None),
+        sorted(tokenizer.get_vocab().items()),
+    ]
+    return _hash(json.dumps(described, default=str, sort_keys=True).encode())
+
+
+def method_digest(method: Compressor) -> str:
+    """A hash of a method's options and code: one that is being written changes between runs."""
+    kind = type(method)
+    code = b"".join(_source(part) for part in kind.__mro__ if issubclass(part, Compressor))
+    options = json.dumps([kind.__module__, kind.__qualname__, method.options()], default=str)
+    return _hash(options.encode() + code)
+
+
+def _source(kind: type) -> bytes:
+    """The file in which a class is written; nothing for one that was typed in."""
+    try:
+        return Path(inspect.getfile(kind)).read_bytes()
+    except (OSError, TypeError):
+        return b""
+
+
 @torch.no_grad()
 def weights_digest(model: nn.Module) -> str:
-    """A hash of names, shapes and a sample of the values of all parameters: other weights give another one."""
+    """A hash of names, shapes, a sample and the sum of all parameters' bits: other weights give another one."""
     found = blake2b(digest_size=16)
     samples: list[Tensor] = []
     for name, value in model.state_dict().items():
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         if value.device.type != "meta" and value.numel():
-            flat = value.detach().flatten()
-            samples.append(flat[:: max(1, len(flat) // 16)][:32].double().cpu())
-    found.update(_bytes(samples))
+            words = _words(value.detach().flatten())
+            samples += [words[:: max(1, len(words) // 16)][:32].long(), words.sum(dtype=torch.int64)[None]]
+    found.update(torch.cat([sample.cpu() for sample in samples]).numpy().tobytes() if samples else b"")
     return found.hexdigest()
 
 
-def _bytes(samples: Sequence[Tensor]) -> bytes:
-    return torch.cat(list(samples)).numpy().tobytes() if samples else b""
+def _words(values: Tensor) -> Tensor:
+    """The bits of a tensor as integers, the widest it divides into, as these are summed the fastest."""
+    size, start = values.element_size(), values.storage_offset()
+    kinds = (torch.int64, torch.int32, torch.int16)
+    fitting = (
+        kind for kind in kinds if len(values) * size % kind.itemsize == start * size % kind.itemsize == 0
+    )
+    return values.view(next(fitting, torch.uint8))
+
+
+def _hash(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()

@@ -18,7 +18,7 @@ from foveal.compression import Run, compress
 from foveal.compressors import Compressor
 from foveal.errors import FovealError
 from foveal.evaluation.chat import Chat, Reply, encode, generate, generation_config, steady
-from foveal.suite.answer_log import AnswerLog, Given, digest, weights_digest
+from foveal.suite.answer_log import AnswerLog, Given, digest, method_digest, setup_digest, weights_digest
 from foveal.text_tower import TextTower
 
 __all__ = ["Answerer", "Ask"]
@@ -271,10 +271,17 @@ class Answerer:
 
     def _describe(self) -> str:
         """All that an answer depends on besides the question."""
-        methods = [(type(method).__qualname__, method.options()) for method in self.methods]
-        tower = weights_digest(self._text_tower.text_model) if self._text_tower is not None else ""
-        settings = [foveal.__version__, weights_digest(self.model), tower, methods]
-        return json.dumps([*settings, self.max_new_tokens, self.seed], default=str)
+        models = [module for module in (self.model, self._text_tower) if module is not None]
+        return json.dumps(
+            [
+                foveal.__version__,
+                setup_digest(self.model, self.processor),
+                [weights_digest(module) for module in models],
+                [method_digest(method) for method in self.methods],
+                self.max_new_tokens,
+                self.seed,
+            ]
+        )
 
     def _compressed(self) -> AbstractContextManager[Run | None]:
         if not self.methods:

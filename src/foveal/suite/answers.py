@@ -11,10 +11,6 @@ from foveal.suite.references import reference
 
 __all__ = ["Answer", "read_answers"]
 
-_ROTATION = (
-    10**6
-)  # MMBench numbers the rotated copies of question i with i + 1,000,000, i + 2,000,000 and so on
-
 
 @dataclass(frozen=True)
 class Answer:

@@ -13,7 +13,10 @@ from typing import Any
 
 from foveal.errors import FovealError
 
-__all__ = ["BENCHMARKS", "SUITES", "Benchmark", "average", "benchmarks"]
+__all__ = ["BENCHMARKS", "ROTATION", "SUITES", "Benchmark", "average", "benchmarks", "unit_of"]
+
+ROTATION = 10**6
+"""MMBench numbers the rotated copies of question i with i + 1,000,000, i + 2,000,000 and so on."""
 
 _SHORT = "\nAnswer the question using a single word or phrase."
 
@@ -312,11 +315,16 @@ def benchmarks(names: str) -> tuple[Benchmark, ...]:
         if benchmark.judge:
             raise FovealError(
                 f"{benchmark.title} is scored by a paid language model, which Foveal never calls: leave it out, or run "
-                f"`lmms_eval --model foveal --tasks {benchmark.task}` with an OPENAI_API_KEY of your own"
+                f"`python -m lmms_eval --model foveal --tasks {benchmark.task}` with an OPENAI_API_KEY of your own"
             )
     if not wanted:
         raise FovealError(f"no benchmarks asked for: choose among {', '.join((*SUITES, *BENCHMARKS))}")
     return tuple(wanted.values())
+
+
+def unit_of(value: str | int) -> str:
+    """What a row is scored together with, by its `Benchmark.unit`: MME's picture, MMBench's question unrotated."""
+    return str(value % ROTATION if isinstance(value, int) else value)
 
 
 def average(scores: Mapping[str, float]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -149,14 +150,29 @@ def run_suite(
 
 def _task(benchmark: Benchmark, data: Path | None, **options: Any) -> Any:
     try:
-        return make_task(benchmark, data, **options)
+        task = make_task(benchmark, data, **options)
+        _check_rows(benchmark, task.eval_docs_no_media)
+        return task
     except FovealError:
         raise
-    except Exception as error:  # of datasets, lmms-eval or Pillow, which looks at the first picture
+    except Exception as raised:  # of datasets, lmms-eval or Pillow, which looks at the first picture
+        error = raised.__cause__ or raised  # lmms-eval tries several times, and raises that it did
         fetch = f": fetch it anew with `{benchmark.fetch(data)}`" if data is not None else ""
         raise FovealError(
             f"{benchmark.title}: its data cannot be read ({type(error).__name__}: {error}){fetch}"
         ) from error
+
+
+def _check_rows(benchmark: Benchmark, documents: Any) -> None:
+    """Refuse data that could be asked but not scored: a column is missing (KeyError), or a question of MME's pairs."""
+    reference(benchmark, documents[0], 0)
+    if benchmark.column == "mme":
+        pairs = Counter(zip(documents["category"], documents["question_id"], strict=True))
+        odd = [picture for (_, picture), count in pairs.items() if count != 2]
+        if odd:
+            raise ValueError(
+                f"two questions about each picture are scored together, but {odd[0]} has another number"
+            )
 
 
 def _run(

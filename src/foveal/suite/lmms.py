@@ -22,7 +22,7 @@ from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 from tqdm import tqdm
 
-from foveal.cli.common import parse_keep
+from foveal.budget import parse_keep
 from foveal.compressors import Compressor, get, method_class
 from foveal.errors import FovealError
 from foveal.evaluation.chat import Chat
@@ -297,7 +297,7 @@ def _method(name: str, keep: str | float | None, options: Mapping[str, Any]) -> 
     read = {
         option: yaml.safe_load(value) if isinstance(value, str) else value for option, value in given.items()
     }
-    return [get(name, keep=parse_keep(str(keep)), **read)]
+    return [get(name, keep=parse_keep(str(keep), "keep="), **read)]
 
 
 def _stages(given: str | Sequence[Mapping[str, Any]]) -> list[Compressor]:

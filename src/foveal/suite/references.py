@@ -11,12 +11,11 @@ from typing import Any
 
 from foveal.evaluation.benchmark_rules import exact_yes_no_scores, mmbench_accuracy, mme_scores
 from foveal.evaluation.metrics import METRICS, pope_subset_f1
-from foveal.suite.benchmarks import Benchmark
+from foveal.suite.benchmarks import Benchmark, unit_of
 
 __all__ = ["Reference", "reference", "suite_scores"]
 
 _LETTERS = "ABCDEFGH"
-_ROTATION = 10**6
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,9 @@ def reference(benchmark: Benchmark, doc: Mapping[str, Any], row: int) -> Referen
         answers=tuple(answers(doc)),
         choices=tuple(choices(doc)),
         category=str(doc[benchmark.category]) if benchmark.category else "",
-        unit=_unit(doc[benchmark.unit]) if benchmark.unit else identity,
+        unit=unit_of(doc[benchmark.unit]) if benchmark.unit else identity,
         metric="ocrbench_math" if doc.get("dataset") == "HME100k" else metric,
     )
-
-
-def _unit(value: str | int) -> str:
-    return str(value % _ROTATION if isinstance(value, int) else value)
 
 
 def _no_choices(doc: Mapping[str, Any]) -> list[str]:

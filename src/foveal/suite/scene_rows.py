@@ -14,12 +14,11 @@ from typing import Any
 from foveal.mini.draw import Draw
 from foveal.mini.questions import UNANSWERABLE, Question, ask
 from foveal.mini.scenes import Scene, make_scene
-from foveal.suite.benchmarks import BENCHMARKS
+from foveal.suite.benchmarks import BENCHMARKS, ROTATION
 
 __all__ = ["ROWS", "Row", "Source"]
 
 _LETTERS = "ABCD"
-_ROTATION = 10**6
 
 Row = dict[str, Any]
 
@@ -279,7 +278,7 @@ def _mmbench(kind: str, subsets: tuple[str, ...]) -> Callable[[Source, int], dic
                 right = question.choices[_LETTERS.index(question.answer)]
                 copies[turn].append(
                     {
-                        "index": index + turn * _ROTATION,
+                        "index": index + turn * ROTATION,
                         "question": _stem(question),
                         "hint": None,
                         "answer": _LETTERS[texts.index(right)],

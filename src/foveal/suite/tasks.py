@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import importlib.util
 import io
 import random
 import re
@@ -22,13 +21,13 @@ from transformers import PreTrainedModel
 from foveal.errors import FovealError
 from foveal.mini.questions import UNANSWERABLE
 from foveal.mini.scenes import SIDE
-from foveal.suite.benchmarks import Benchmark, benchmarks
+from foveal.suite.benchmarks import Benchmark, benchmarks, unit_of
+from foveal.suite.lmms_environment import check_installed
 
 __all__ = ["bundled_prompt", "choose_rows", "make_task", "task_config"]
 
-# MMBench numbers the rotated copies of question i with i + 1,000,000, i + 2,000,000 and so on.
-_ROTATION = 10**6
 _BUNDLED_VOCABULARY = 586
+_PARQUET = b"PAR1"  # the last bytes of every file
 
 
 def make_task(benchmark: Benchmark, data: Path | None, **options: Any) -> Any:
@@ -78,7 +77,9 @@ def task_config(
         own = {**prompts["default"], **benchmark.prompt, **(prompt or {})}
         config["lmms_eval_specific_kwargs"] = {"default": own}
     process = config.get("process_docs")
-    if source is not None:
+    if source is None:  # its YAML demands to be logged in, which public data does not need
+        config["dataset_kwargs"] = {**(config.get("dataset_kwargs") or {}), "token": None}
+    else:
         kept = {"cache_dir": str(cache)} if cache is not None else {}
         config.update(source | {"dataset_kwargs": source["dataset_kwargs"] | kept}, dataset_name=None)
         process = None
@@ -107,14 +108,11 @@ def bundled_prompt(benchmark: Benchmark, model: PreTrainedModel) -> dict[str, An
 
 def _registered(benchmark: Benchmark) -> dict[str, Any]:
     """What lmms-eval's YAML says."""
-    found = importlib.util.find_spec("lmms_eval")
-    if found is None or not found.submodule_search_locations:
-        raise FovealError(
-            "lmms-eval is not installed: see docs/evaluation.md for the two commands that install it"
-        )
+    check_installed()
+    from lmms_eval import tasks
     from lmms_eval.utils import load_yaml_config
 
-    path = Path(found.submodule_search_locations[0]) / "tasks" / benchmark.yaml
+    path = Path(tasks.__path__[0]) / benchmark.yaml
     if not path.is_file():
         raise FovealError(f"this lmms-eval has no {path}: install the tested version, lmms-eval 0.7.3")
     config: dict[str, Any] = load_yaml_config(str(path), mode="full")
@@ -162,6 +160,7 @@ def _source(benchmark: Benchmark, data: Path | None, online: bool) -> dict[str, 
         return None
     parts = [_files(data / benchmark.folder, part, benchmark.split) for part in _parts(benchmark)]
     if None not in parts:
+        _check_complete(benchmark, data)
         return parts[0]
     if online:
         return None
@@ -179,7 +178,6 @@ def _files(folder: Path, config: str, split: str) -> dict[str, Any] | None:
     """The files of a configuration: the hub's parquet, else what `save_to_disk` wrote, else pictures and JSONL."""
     base = folder / (config or "data")
     if parquet := sorted(base.glob(f"{split}-*.parquet")):
-        _check_complete(parquet)
         files = {split: [glob.escape(str(path)) for path in parquet]}
         return {"dataset_path": "parquet", "dataset_kwargs": {"data_files": files}}
     if (base / "dataset_dict.json").is_file():
@@ -190,14 +188,25 @@ def _files(folder: Path, config: str, split: str) -> dict[str, Any] | None:
     return None
 
 
-def _check_complete(files: Sequence[Path]) -> None:
-    """A download that was broken off leaves fewer parts than their names promise."""
-    totals = {int(found[1]) for path in files if (found := re.search(r"-of-(\d+)", path.name))}
-    if totals and totals != {len(files)}:
-        raise FovealError(
-            f"{files[0].parent} holds {len(files)} of the {max(totals)} parts of {files[0].name.partition('-')[0]}: "
-            "run the command that fetches them again, it goes on where it stopped"
-        )
+def _check_complete(benchmark: Benchmark, data: Path) -> None:
+    """A download that was broken off leaves fewer parts than their names promise, or half a file."""
+    for pattern in benchmark.patterns():
+        files = sorted((data / benchmark.folder).glob(pattern))
+        totals = {int(found[1]) for path in files if (found := re.search(r"-of-(\d+)", path.name))}
+        problem = ""
+        if totals and totals != {len(files)}:
+            problem = f"{files[0].parent} holds {len(files)} of the {max(totals)} parts of {benchmark.split}"
+        elif cut := next((path for path in files if not _is_whole(path)), None):
+            problem = f"{cut} is no whole parquet file"
+        if problem:
+            raise FovealError(f"{problem}: go on with the download by `{benchmark.fetch(data)}`")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a parquet file has its end."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(_PARQUET)))
+        return file.read() == _PARQUET
 
 
 def _load(benchmark: Benchmark, data: Path | None, config: str, kept: Mapping[str, str]) -> Any:
@@ -222,8 +231,8 @@ def _joined(images: Any) -> Callable[[dict[str, Any]], list[Any]]:
 
 def _limited(benchmark: Benchmark, limit: int, process: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
     def choose(questions: Any) -> Any:
-        units = questions[benchmark.unit] if benchmark.unit else [str(row) for row in range(len(questions))]
-        units = [unit % _ROTATION if isinstance(unit, int) else unit for unit in units]
+        rows = range(len(questions))
+        units = [unit_of(unit) for unit in questions[benchmark.unit]] if benchmark.unit else rows
         categories = list(questions[benchmark.category]) if benchmark.category else [""] * len(units)
         chosen = questions.select(choose_rows(units, categories, limit))
         return process(chosen) if process else chosen
