@@ -132,7 +132,9 @@ def test_hours_at_the_stated_share_of_the_peak() -> None:
 
 
 def test_a_model_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(FovealError, match=r"cannot read the config of .*one of the \d+ names whose shape is built in"):
+    with pytest.raises(
+        FovealError, match=r"cannot read the config of .*one of the \d+ names whose shape is built in"
+    ):
         of(f"--model={tmp_path}")
 
 
