@@ -198,6 +198,7 @@ def processes(store: Path, rank: int = 0, world: int = 1) -> Iterator[None]:
     )
     try:
         yield
+        distributed.barrier()  # one that leaves while the other still talks to it may abort at its end
     finally:
         distributed.destroy_process_group()
 
