@@ -20,7 +20,6 @@ itself holds as many.
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import time
@@ -38,8 +37,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 import foveal
-from foveal.evaluation.provenance import provenance
-from shared import IMAGE, STOPWATCH, VISUAL, WORD, Time, llava, under
+from shared import IMAGE, STOPWATCH, VISUAL, WORD, Time, llava, prepare, save, under
 
 TOKENS, KEEP, LAYER, LAYERS, WIDTH, INNER, VOCABULARY = 700, 64, 2, 8, 512, 1376, 32000
 TEXT = TOKENS - VISUAL
@@ -307,18 +305,12 @@ def report(rows: list[Row]) -> None:
         "hidden": WIDTH,
         "new_tokens": NEW,
     }
-    result = {"setting": setting, "rows": [asdict(row) for row in rows], **provenance(seed=0)}
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    save(RESULT, {"setting": setting, "rows": [asdict(row) for row in rows]})
 
 
 def main() -> None:
     """Measure, print a table, and write the result file."""
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
-    torch.manual_seed(0)
-    random.seed(0)
-    STOPWATCH.install()
+    prepare()
     report(measure())
 
 

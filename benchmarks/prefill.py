@@ -20,7 +20,6 @@ compression the last does not run.
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import time
@@ -40,8 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 import foveal
-from foveal.evaluation.provenance import provenance
-from shared import IMAGE, STOPWATCH, VISUAL, WORD, Time, llava, under
+from shared import IMAGE, STOPWATCH, VISUAL, WORD, Time, llava, prepare, save, under
 
 TEXT, KEEP, LAYER, LAYERS, WIDTH, INNER, HEADS, VOCABULARY = 60, 64, 2, 16, 1024, 2752, 16, 32000
 BATCHES = {1: 5, 4: 3}  # and how many rounds
@@ -288,23 +286,12 @@ def report(rows: list[Row], tower: Tower) -> None:
         "heads": HEADS,
         "tower": TOWER,
     }
-    result = {
-        "setting": setting,
-        "rows": [asdict(row) for row in rows],
-        "tower": asdict(tower),
-        **provenance(seed=0),
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    save(RESULT, {"setting": setting, "rows": [asdict(row) for row in rows], "tower": asdict(tower)})
 
 
 def main() -> None:
     """Measure, print a table, and write the result file."""
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
-    torch.manual_seed(0)
-    random.seed(0)
-    STOPWATCH.install()
+    prepare()
     report(*measure())
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import random
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import foveal
 from foveal.engine.hooks import Hooks
+from foveal.evaluation.provenance import provenance
 
 IMAGE, WORD = 5, 100  # token ids: the placeholder, and the first word
 VISUAL = 576  # tokens an image
@@ -65,6 +70,21 @@ class Stopwatch:
 
 
 STOPWATCH = Stopwatch()
+
+
+def prepare() -> None:
+    """One thread, no gradients, the same draws each time, and a stopwatch that knows the engine."""
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    random.seed(0)
+    STOPWATCH.install()
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """Write a result with its provenance."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**result, **provenance(seed=0)}, indent=2) + "\n")
 
 
 def under(

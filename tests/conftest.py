@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hypothesis import settings
 from torch import Tensor
 from transformers.models.llama import modeling_llama
 
+from foveal.suite import answering
 from support.matrix import Matrix
 
 # A loaded machine is slow, not wrong.
@@ -64,3 +65,17 @@ def support(record_property: Any) -> Any:
         record_property("support", [family, mode, difference])
 
     return note
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many questions each forward had that a suite made."""
+    sizes: list[int] = []
+    generate: Callable[..., Any] = answering.generate
+
+    def counting(model: Any, processor: Any, inputs: Any, *arguments: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        return generate(model, processor, inputs, *arguments)
+
+    monkeypatch.setattr(answering, "generate", counting)
+    return sizes

@@ -21,7 +21,6 @@ from loguru import logger
 
 import foveal
 from foveal.compression import attached
-from foveal.suite import answering
 from foveal.suite.benchmarks import BENCHMARKS
 from foveal.suite.harness import SuiteRun, run_suite
 from foveal.suite.lmms_environment import offline
@@ -95,16 +94,8 @@ def test_batches_of_eight_answer_as_batches_of_one(
 
 
 def test_answers_that_are_there_are_not_asked_again(
-    loaded: tuple[Any, Any], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: tuple[Any, Any], scenes: Path, tmp_path: Path, asked: list[int]
 ) -> None:
-    asked: list[int] = []
-    generate: Callable[..., Any] = answering.generate
-
-    def counting(model: Any, processor: Any, inputs: Any, *arguments: Any) -> Any:
-        asked.append(len(inputs["input_ids"]))
-        return generate(model, processor, inputs, *arguments)
-
-    monkeypatch.setattr(answering, "generate", counting)
     methods = [None, foveal.DART(keep=9)]
     run_suite(*loaded, methods[:1], "pope", scenes, limit=5, out=tmp_path, **OPTIONS)
     assert sum(asked) == 5

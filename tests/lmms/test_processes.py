@@ -8,14 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from foveal.suite import answering
 from foveal.suite.harness import SuiteRun, run_suite
 
 PROGRAM = Path(__file__).with_name("asks.py")
@@ -63,7 +61,7 @@ def test_killed_and_resumed_equals_unbroken(
     loaded: tuple[Any, Any],
     scenes: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    asked: list[int],
 ) -> None:
     killed = run(scenes, tmp_path, tmp_path / "result", 7)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -71,14 +69,6 @@ def test_killed_and_resumed_equals_unbroken(
     total = sum(len(each.answers) for each in unbroken)
     assert 0 < written < total
 
-    asked: list[int] = []
-    generate: Callable[..., Any] = answering.generate
-
-    def counting(model: Any, processor: Any, inputs: Any, *arguments: Any) -> Any:
-        asked.append(len(inputs["input_ids"]))
-        return generate(model, processor, inputs, *arguments)
-
-    monkeypatch.setattr(answering, "generate", counting)
     program = asks()
     same(
         run_suite(*loaded, program.METHODS, program.SUITE, scenes, out=tmp_path, **program.OPTIONS), unbroken

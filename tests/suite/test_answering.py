@@ -56,20 +56,6 @@ def answerer(model: Any, *methods: Any, **options: Any) -> Answerer:
     return Answerer(model, vlm.processor(), methods, **options)
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many questions each forward had."""
-    sizes: list[int] = []
-    generate: Callable[..., Any] = answering.generate
-
-    def counting(model: Any, processor: Any, inputs: Any, *arguments: Any) -> Any:
-        sizes.append(len(inputs["input_ids"]))
-        return generate(model, processor, inputs, *arguments)
-
-    monkeypatch.setattr(answering, "generate", counting)
-    return sizes
-
-
 METHODS = [(), (foveal.DART(keep=9),), (foveal.Random(keep=0.5, layer=0), foveal.FastV(keep=5, layer=2))]
 
 

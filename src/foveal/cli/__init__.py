@@ -1,4 +1,4 @@
-"""The command line: `foveal demo`, `ask`, `list`, `eval`, `train`, `schedule` and `data`, one file a command."""
+"""The command line: one file a command."""
 
 from foveal.cli.app import app, main
 

@@ -26,7 +26,15 @@ from foveal.evaluation.questions import Question, as_question
 from foveal.evaluation.results import EvaluationResult, Record
 from foveal.images import open_image
 
-__all__ = ["encode", "evaluate", "generate_answers", "method_name", "model_name", "options_of"]
+__all__ = [
+    "encode",
+    "evaluate",
+    "generate_answers",
+    "method_name",
+    "model_name",
+    "options_of",
+    "question_bar",
+]
 
 
 def evaluate(
@@ -207,6 +215,13 @@ def generate_answers(
     return [reply.text for reply in replies]
 
 
+def question_bar(*, shown: bool) -> Progress:
+    """A bar on stderr, if that is a terminal, that counts questions."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not shown or not console.is_terminal)
+
+
 @contextmanager
 def _progress(
     label: str, total: int | None, progress: bool | Callable[[int], object]
@@ -215,9 +230,6 @@ def _progress(
     if callable(progress):
         yield progress
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    hidden = not progress or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+    with question_bar(shown=progress) as bar:
         task = bar.add_task(label, total=total)
         yield lambda count: bar.advance(task, count)

@@ -18,14 +18,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from foveal.compressors import Compressor
 from foveal.errors import FovealError
 from foveal.evaluation.provenance import provenance
-from foveal.evaluation.runner import method_name, model_name, options_of
+from foveal.evaluation.runner import method_name, model_name, options_of, question_bar
 from foveal.suite import processes
 from foveal.suite.answering import Answerer
 from foveal.suite.answers import Answer, read_answers
@@ -257,9 +255,6 @@ def _reporting(progress: bool | Report) -> Iterator[Report]:
     if callable(progress):
         yield progress
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    hidden = not progress or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+    with question_bar(shown=progress) as bar:
         task = bar.add_task("loading")
         yield lambda title, done, total: bar.update(task, description=title, completed=done, total=total)
